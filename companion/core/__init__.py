@@ -1,0 +1,30 @@
+"""Layer 0: devices, randomness, validation, training and figures, shared by every chapter."""
+
+from companion.core.devices import resolve_device, resolve_dtype
+from companion.core.random import generator, rand, randint, randn
+from companion.core.training import TrainingLog, train
+from companion.core.validation import (
+    check_finite,
+    check_floating,
+    check_ids,
+    check_in_range,
+    check_same_shape,
+    check_shape,
+)
+
+__all__ = [
+    "TrainingLog",
+    "check_finite",
+    "check_floating",
+    "check_ids",
+    "check_in_range",
+    "check_same_shape",
+    "check_shape",
+    "generator",
+    "rand",
+    "randint",
+    "randn",
+    "resolve_device",
+    "resolve_dtype",
+    "train",
+]

@@ -1,0 +1,155 @@
+"""Checks at the door of a public function, with messages that name the offending values.
+
+Shape and dtype checks cost nothing and never look at the data. Checks that read values
+(:func:`check_ids`, :func:`check_finite`) wait for an accelerator to finish its work, so they are
+skipped where there is nothing to read (the ``meta`` device) and where a graph is being captured
+(``torch.compile``).
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_finite",
+    "check_floating",
+    "check_ids",
+    "check_in_range",
+    "check_same_shape",
+    "check_shape",
+]
+
+
+def check_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> None:
+    """Require the shape of a tensor.
+
+    Args:
+        name: What the caller calls the tensor.
+        tensor: The tensor.
+        expected: One entry an axis; ``None`` accepts any size.
+
+    Raises:
+        ValueError: If the number of axes or a size differs.
+
+    Example:
+        >>> check_shape("hidden", torch.ones(2, 3), (None, 5))
+        Traceback (most recent call last):
+        ValueError: hidden must have shape (*, 5), got (2, 3)
+    """
+    shape = tuple(tensor.shape)
+    fits = len(shape) == len(expected) and all(
+        want is None or have == want for have, want in zip(shape, expected, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("*" if want is None else str(want) for want in expected)
+        wanted += "," if len(expected) == 1 else ""
+        raise ValueError(f"{name} must have shape ({wanted}), got {shape}")
+
+
+def check_same_shape(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:
+    """Require two tensors to have one shape.
+
+    Args:
+        first_name: What the caller calls the first tensor.
+        first: The first tensor.
+        second_name: What the caller calls the second tensor.
+        second: The second tensor.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{first_name} and {second_name} must have the same shape, "
+            f"got {tuple(first.shape)} and {tuple(second.shape)}"
+        )
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Require a floating dtype.
+
+    Args:
+        name: What the caller calls the tensor.
+        tensor: The tensor.
+
+    Raises:
+        ValueError: If the tensor holds integers, booleans or complex numbers.
+    """
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} must be floating, got {tensor.dtype}: convert it with .float()")
+
+
+def check_in_range(
+    name: str,
+    value: float,
+    *,
+    low: float = float("-inf"),
+    high: float = float("inf"),
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """Require a plain number to lie in an interval. NaN lies in none.
+
+    Args:
+        name: What the caller calls the number.
+        value: The number.
+        low: Lower end.
+        high: Upper end.
+        open_low: Whether the lower end itself is excluded.
+        open_high: Whether the upper end itself is excluded.
+
+    Raises:
+        ValueError: If the number lies outside.
+
+    Example:
+        >>> check_in_range("temperature", 0.0, low=0.0, open_low=True)
+        Traceback (most recent call last):
+        ValueError: temperature must lie in (0.0, inf], got 0.0
+    """
+    above = value > low if open_low else value >= low
+    below = value < high if open_high else value <= high
+    if not (above and below):
+        interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
+        raise ValueError(f"{name} must lie in {interval}, got {value}")
+
+
+def _readable(tensor: Tensor) -> bool:
+    return not tensor.is_meta and not torch.compiler.is_compiling() and tensor.numel() > 0
+
+
+def check_ids(name: str, ids: Tensor, size: int, *, ignore: int | None = None) -> None:
+    """Require integer ids that index a table of the given size.
+
+    Args:
+        name: What the caller calls the ids.
+        ids: The ids, of any integer dtype.
+        size: Number of rows of the table; ids must lie in 0, ..., size - 1.
+        ignore: One further value that is accepted, such as -100 for "does not count".
+
+    Raises:
+        ValueError: If the dtype is not an integer one, or an id is out of range.
+    """
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"{name} must hold integers, got {ids.dtype}")
+    if not _readable(ids):
+        return
+    wrong = (ids < 0) | (ids >= size)
+    if ignore is not None:
+        wrong &= ids != ignore
+    if bool(wrong.any()):
+        first = int(ids[wrong][0])
+        raise ValueError(f"{name} must lie in [0, {size}), got {first}")
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Require every entry to be finite.
+
+    Args:
+        name: What the caller calls the tensor.
+        tensor: The tensor.
+
+    Raises:
+        ValueError: If an entry is NaN or infinite.
+    """
+    if _readable(tensor) and not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(f"{name} must be finite, but {bad} of {tensor.numel()} entries are not")

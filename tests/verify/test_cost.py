@@ -1,0 +1,103 @@
+"""cost and its counters: exact counts, and wrong formulas are caught."""
+
+import pytest
+import torch
+
+from companion.verify import VerificationError, cost, count_flops, peak_bytes
+
+SIZES = [{"n": 3, "d": 5, "m": 7}, {"n": 11, "d": 2, "m": 13}]
+
+
+def multiply(n, d, m):
+    return count_flops(torch.matmul, torch.ones(n, d), torch.ones(d, m))
+
+
+FORGOTTEN = {"additions forgotten": lambda n, d, m: n * d * m}
+
+
+def check(claim, sizes=SIZES, mutants=FORGOTTEN, measured=multiply):
+    return cost("eq:flops", measured, claim, sizes, mutants=mutants, unit="FLOPs")
+
+
+def test_the_right_formula_passes():
+    record = check(lambda n, d, m: 2 * n * d * m)
+    assert record.largest_error == 0
+    assert record.mutants == ("doubled", "one more", "additions forgotten")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda n, d, m: n * d * m,
+        lambda n, d, m: -2 * n * d * m,
+        lambda n, d, m: 2 * n * d * d,
+        lambda n, d, m: 2 * n * d * m + 1,
+        lambda n, d, m: 2 * n * (d - 1) * m,
+    ],
+)
+def test_wrong_formulas_are_caught(wrong):
+    with pytest.raises(VerificationError, match="counted are"):
+        check(wrong)
+
+
+def test_a_single_or_square_setting_is_refused():
+    with pytest.raises(VerificationError, match="two settings"):
+        check(lambda n, d, m: 2 * n * d * m, sizes=SIZES[:1])
+    with pytest.raises(VerificationError, match="differ pairwise"):
+        check(lambda n, d, m: 2 * n * d * m, sizes=[{"n": 3, "d": 3, "m": 7}, SIZES[1]])
+
+
+def test_a_constant_cost_is_no_evidence():
+    with pytest.raises(VerificationError, match="same at every setting"):
+        check(lambda n, d, m: 5, measured=lambda n, d, m: 5)
+
+
+def test_surviving_and_missing_mutants_are_caught():
+    def right(n, d, m):
+        return 2 * n * d * m
+
+    with pytest.raises(VerificationError, match="'same' fits"):
+        check(right, mutants={"same": lambda n, d, m: d * 2 * n * m})
+    with pytest.raises(VerificationError, match="at least one mutant"):
+        check(right, mutants={})
+
+
+class TestPeakBytes:
+    def test_it_counts_what_lives_at_one_time(self):
+        x = torch.ones(1000)
+
+        def three_in_turn(x):
+            total = torch.zeros(())
+            for _ in range(3):
+                total = total + (x + 1).sum()
+            return total
+
+        one = peak_bytes(lambda x: (x + 1).sum(), x)
+        assert one == 4004
+        # The loop frees each copy before it makes the next one, so only scalars are added.
+        assert one < peak_bytes(three_in_turn, x) <= one + 16
+
+    def test_views_and_arguments_are_free(self):
+        x = torch.ones(7, 11)
+        assert peak_bytes(lambda: x.T[2:5].reshape(3, 7)[1]) == 0
+
+    def test_tensors_kept_for_the_backward_pass_count(self):
+        x = torch.ones(1000, requires_grad=True)
+
+        def forward():
+            return x.exp().exp().exp().sum()
+
+        def forward_and_backward():
+            torch.autograd.grad(forward(), x)
+
+        # Three kept results, one more for the gradient while it flows back.
+        assert peak_bytes(forward) == 3 * 4000 + 4
+        assert peak_bytes(forward_and_backward) > 4 * 4000
+
+    def test_memory_that_is_freed_is_not_counted_twice(self):
+        def big_then_small():
+            big = torch.ones(5000)
+            del big
+            return torch.ones(1000)
+
+        assert peak_bytes(big_then_small) == 20_000
