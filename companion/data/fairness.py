@@ -126,7 +126,7 @@ def compas(*, filtered: bool = True, directory: str | Path | None = None) -> Tab
     References:
         Angwin, Larson, Mattu and Kirchner, "Machine Bias", ProPublica, 23 May 2016, and Larson et
         al., "How We Analyzed the COMPAS Recidivism Algorithm", same date. ProPublica published
-        the data; no licence is stated. Known flaw: the two-year window is cut wrongly for part of
+        the data; no license is stated. Known flaw: the two-year window is cut wrongly for part of
         the rows (Barenstein 2019, arXiv:1906.04711).
 
     Book: ``trust/fairness``.

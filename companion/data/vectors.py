@@ -111,7 +111,7 @@ def glove(*, directory: str | Path | None = None) -> WordVectors:
 
     References:
         Pennington, Socher and Manning, "GloVe: Global Vectors for Word Representation",
-        EMNLP 2014, doi:10.3115/v1/D14-1162. Licence of the vectors: Public Domain Dedication and
+        EMNLP 2014, doi:10.3115/v1/D14-1162. License of the vectors: Public Domain Dedication and
         License 1.0.
 
     Book: :doc:`/book/foundations/embeddings`.
@@ -149,7 +149,7 @@ def word2vec_news(*, directory: str | Path | None = None) -> WordVectors:
         Mikolov et al., "Distributed Representations of Words and Phrases and their
         Compositionality", arXiv:1310.4546; the subset is that of Bolukbasi et al., "Man is to
         Computer Programmer as Woman is to Homemaker? Debiasing Word Embeddings",
-        arXiv:1607.06520. The licence of Google's vectors is not stated in the wheel (MIT for its
+        arXiv:1607.06520. The license of Google's vectors is not stated in the wheel (MIT for its
         code).
 
     Book: :doc:`/book/foundations/embeddings`.

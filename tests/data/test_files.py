@@ -74,7 +74,7 @@ def test_every_data_set_names_loaders_that_exist_and_says_where_it_comes_from() 
         for loader in entry.loader.split(", "):
             assert callable(getattr(data, loader))
             named.add(loader)
-        for field in (entry.title, entry.licence, entry.origin, entry.citation):
+        for field in (entry.title, entry.license, entry.origin, entry.citation):
             assert field.strip()
     helpers = {"data_set", "data_sets", "is_present", "locate"}
     functions = {
@@ -255,14 +255,14 @@ def test_hub_is_refused_where_it_makes_no_sense(tmp_path: Path) -> None:
         data.minilm(directory=tmp_path, hub=True)
 
 
-def test_list_shows_every_set_with_licence_citation_and_state(
+def test_list_shows_every_set_with_license_citation_and_state(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command_line.main(["list"]) == 0
     printed = capsys.readouterr().out
     for entry in data.data_sets().values():
         assert f"{entry.name}: {entry.title} [present" in printed
-        assert entry.licence in printed
+        assert entry.license in printed
         assert entry.citation in printed
         assert entry.warning in printed
     assert "0 missing." in printed
