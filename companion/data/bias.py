@@ -162,7 +162,7 @@ def gender_words(*, directory: str | Path | None = None) -> GenderWords:
         CorruptDataError: The file differs from the pinned one.
 
     References:
-        Bolukbasi et al. 2016, arXiv:1607.06520. Licence: MIT.
+        Bolukbasi et al. 2016, arXiv:1607.06520. License: MIT.
 
     Book: ``trust/debiasing``.
     """
@@ -343,7 +343,7 @@ def winobias(*, directory: str | Path | None = None) -> list[WinoSentence]:
         CorruptDataError: The file differs from the pinned one.
 
     References:
-        Zhao et al. 2018, arXiv:1804.06876. Licence: MIT.
+        Zhao et al. 2018, arXiv:1804.06876. License: MIT.
 
     Book: ``trust/debiasing``.
     """

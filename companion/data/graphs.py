@@ -73,7 +73,7 @@ def knowledge_graph(name: str, *, directory: str | Path | None = None) -> Knowle
     References:
         Kok and Domingos 2007, "Statistical Predicate Invention", ICML,
         doi:10.1145/1273496.1273551; the splits are those of PyKEEN, Ali et al. 2021,
-        "PyKEEN 1.0", JMLR 22(82). Licence of the package: MIT.
+        "PyKEEN 1.0", JMLR 22(82). License of the package: MIT.
 
     Book: ``knowledge/knowledge_graphs``.
     """

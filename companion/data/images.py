@@ -63,7 +63,7 @@ def digits(*, directory: str | Path | None = None) -> Digits:
         CorruptDataError: The file differs from the pinned one.
 
     References:
-        Alpaydin and Kaynak 1998, UCI Machine Learning Repository, doi:10.24432/C50P49. Licence:
+        Alpaydin and Kaynak 1998, UCI Machine Learning Repository, doi:10.24432/C50P49. License:
         CC BY 4.0.
     """
     table = _csv_gz(read_bytes("digits", "datasets/data/digits.csv.gz", directory=directory))

@@ -149,7 +149,7 @@ def minilm(*, directory: str | Path | None = None, hub: bool = False) -> MiniLM:
 
     References:
         Wang et al. 2020, "MiniLM", arXiv:2002.10957; Reimers and Gurevych 2019,
-        "Sentence-BERT", arXiv:1908.10084. Licence: Apache-2.0.
+        "Sentence-BERT", arXiv:1908.10084. License: Apache-2.0.
     """
     from safetensors.torch import load_file
     from tokenizers import Tokenizer
@@ -208,7 +208,7 @@ def smollm2(*, directory: str | Path | None = None, hub: bool = False) -> SmolLM
         CorruptDataError: The file differs from the pinned one.
 
     References:
-        Ben Allal et al. 2025, "SmolLM2: When Smol Goes Big", arXiv:2502.02737. Licence:
+        Ben Allal et al. 2025, "SmolLM2: When Smol Goes Big", arXiv:2502.02737. License:
         Apache-2.0. Rotary positions: Su et al. 2021, arXiv:2104.09864.
     """
     from gguf import GGMLQuantizationType, dequantize

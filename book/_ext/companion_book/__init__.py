@@ -1,0 +1,26 @@
+"""The book's own Sphinx extension: equation ledger, plan of the book, tables, and assets.
+
+It reads what the chapters' run left behind and never runs anything itself:
+
+- ``ledger`` joins displayed equations with the records of their verification;
+- ``plan`` numbers chapters by ``contents.yml`` and shows planned ones in the sidebar;
+- ``facts`` and ``tables`` make the chapter header, the source map, the errata, and the glossary;
+- ``reference`` documents the companion library from its docstrings;
+- ``bibliography`` lists references by author and year;
+- ``assets`` serves MathJax and the style sheet from the book itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sphinx.application import Sphinx
+
+from . import assets, bibliography, facts, ledger, plan, reference, tables
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register every part of the extension."""
+    for part in (assets, bibliography, plan, ledger, facts, tables, reference):
+        part.setup(app)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
