@@ -1,32 +1,45 @@
-"""Fixtures shared by all tests."""
+"""Fixtures that every test shares: a device, a generator, and full float32 precision."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+ACCELERATORS = [
+    name
+    for name, there in (
+        ("cuda", torch.cuda.is_available()),
+        ("mps", torch.backends.mps.is_available()),
+    )
+    if there
+]
 
-def _devices():
-    names = ["cpu"]
+
+@pytest.fixture(autouse=True, scope="session")
+def full_precision() -> Iterator[None]:
+    """Turn TF32 off: it keeps 10 bits of the mantissa, fewer than the tolerances assume."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     if torch.cuda.is_available():
-        names.append("cuda")
-    if torch.backends.mps.is_available():
-        names.append("mps")
-    return [pytest.param(n, marks=[] if n == "cpu" else [pytest.mark.gpu]) for n in names]
+        torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
-@pytest.fixture(params=_devices())
-def device(request):
-    """Every device of this machine in turn."""
+@pytest.fixture(params=["cpu", *(pytest.param(d, marks=pytest.mark.gpu) for d in ACCELERATORS)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device of this machine in turn; the accelerators carry the ``gpu`` mark."""
     return torch.device(request.param)
 
 
 @pytest.fixture
-def g():
-    """A fresh CPU generator, the same in every test."""
+def g() -> torch.Generator:
+    """A CPU generator with a fixed seed: the same numbers on every device."""
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _full_float32_products():
-    """Keep accelerators from rounding float32 products to TF32."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked ``gpu`` where there is none, and say so."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not ACCELERATORS:
+            item.add_marker(pytest.mark.skip(reason="no accelerator on this machine"))

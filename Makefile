@@ -1,0 +1,42 @@
+# The book's commands. Only GNU make and Python 3.11-3.13 are needed; everything else goes into .venv.
+SHELL := /bin/sh
+.SHELLFLAGS := -ec
+export PYTHON
+RUN := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book test serve chapter notebooks lint fmt lock clean
+
+help: ## show these commands
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make or refresh .venv (the other commands do it by themselves)
+	@sh tools/python.sh tools/environment.py
+
+book: setup ## execute the chapters and render the book into _build/html
+	@$(RUN) tools/build_book.py
+
+test: setup ## everything that CI checks; ONLY=lint,types runs some stages
+	@$(RUN) tools/check.py $(if $(ONLY),--only $(ONLY))
+
+serve: book ## build, then show the book at http://localhost:8000 (PORT=...)
+	@$(RUN) -m http.server --bind 127.0.0.1 --directory _build/html $(or $(PORT),8000)
+
+chapter: setup ## execute one chapter: CH=foundations/embeddings
+	@$(RUN) tools/build_book.py --chapter "$(CH)"
+
+notebooks: setup ## write the chapters as notebooks to run, into _build/notebooks
+	@$(RUN) tools/build_book.py --notebooks
+
+lint: setup ## check the style and the types
+	@$(RUN) tools/check.py --only lint,types
+
+fmt: setup ## format the code
+	@$(RUN) -m ruff check --fix companion tests tools book/_ext
+	@$(RUN) -m ruff format companion tests tools book/_ext
+
+lock: setup ## resolve the dependencies anew into requirements/lock.txt (PYTHONS="...")
+	@$(RUN) tools/lock.py $(PYTHONS)
+
+clean: ## remove what was built (not .venv)
+	rm -rf _build dist

@@ -1,0 +1,274 @@
+"""The chapter contract as rules: each takes a chapter and yields what is wrong with it."""
+
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import jupytext
+
+import chapters as book
+
+VERIFY = re.compile(r"verify\.(identity|gradient|equal|bound|expectation|cost)\(\s*[\"']([^\"']+)")
+DOLLAR_LABEL = re.compile(r"\$\$\s*\((eq|def):([^)]*)\)")
+GLUE_LABEL = re.compile(r"```\{glue:math\}[^\n]*\n(?::[^\n]*\n)*?:label:\s*(eq|def):(\S+)")
+FENCE = re.compile(r"\s*(`{3,}|~{3,}|:{3,})\s*(.*)$")
+CODE_DIRECTIVES = ("{code", "{glue:math", "{math", "{bibliography", "{literalinclude")
+MATH = re.compile(r"\$\$.*?\$\$(\s*\([^)]*\))?|(?<!\\)\$[^$\n]+\$", re.DOTALL)
+# No word of praise or impatience: they tell a reader nothing, or that he is slow.
+WORDS = (
+    "simply",
+    "obviously",
+    "powerful",
+    "leverage",
+    "leverages",
+    "leveraging",
+    "seamless",
+    "seamlessly",
+    "state-of-the-art",
+    "trivially",
+    "cutting-edge",
+    "utilize",
+    "utilizes",
+)
+TAGS = {"hide-input", "nbval-ignore-output", "raises-exception"}
+
+
+def without_code(text: str) -> str:
+    """Drop what stands in code fences; what stands in directives such as notes is kept."""
+    kept, fences = [], []  # of each open fence: its marks, and whether it holds code
+    for line in text.splitlines():
+        match = FENCE.match(line)
+        in_code = bool(fences) and fences[-1][1]
+        if match and fences and not match[2] and match[1].startswith(fences[-1][0]):
+            fences.pop()
+        elif match and match[2] and not in_code:
+            code = not match[2].startswith("{") or match[2].startswith(CODE_DIRECTIVES)
+            fences.append((match[1], code))
+            kept.append("" if code else re.sub(r"^\{[^}]*\}", "", match[2]))
+        elif match and not fences:
+            fences.append((match[1], True))
+        elif not in_code:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A code cell: its number, its source and its metadata."""
+
+    number: int
+    source: str
+    metadata: dict
+
+    @property
+    def lines(self) -> int:
+        return sum(bool(line.strip()) for line in self.source.splitlines())
+
+    @property
+    def plots(self) -> bool:
+        return bool(re.search(r"\bplt\.|\bax\w*\.|\baxes\b|\bfigures\.(?!style)", self.source))
+
+    @property
+    def tags(self) -> set[str]:
+        return set(self.metadata.get("tags", []))
+
+
+@dataclass(frozen=True)
+class Page:
+    """A chapter's text, taken apart."""
+
+    text: str
+
+    @cached_property
+    def header(self) -> dict:
+        return book.front_matter(self.text)
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        code = [c for c in jupytext.reads(self.text, fmt="md:myst").cells if c.cell_type == "code"]
+        return [Cell(n, c.source, dict(c.metadata)) for n, c in enumerate(code, 1)]
+
+    @cached_property
+    def markdown(self) -> str:
+        cells = jupytext.reads(self.text, fmt="md:myst").cells
+        return "\n\n".join(c.source for c in cells if c.cell_type == "markdown")
+
+    @cached_property
+    def body(self) -> str:
+        """The text without its header."""
+        return re.sub(r"\A---\n.*?\n---\n", "", self.text, flags=re.DOTALL)
+
+    @cached_property
+    def prose(self) -> str:
+        """What a reader reads as sentences: no code, mathematics, options or comments."""
+        text = MATH.sub(" ", without_code(self.markdown))
+        return re.sub(r"^\s*(:[\w-]+:.*|%.*|\+\+\+.*)$", " ", text, flags=re.MULTILINE)
+
+    @cached_property
+    def labels(self) -> list[tuple[str, str]]:
+        """All labels of displayed equations, as (eq or def, name)."""
+        return DOLLAR_LABEL.findall(self.markdown) + GLUE_LABEL.findall(self.markdown)
+
+    def directives(self, name: str) -> list[str]:
+        """The head (argument and options) of each directive of that name."""
+        pattern = rf"^(?:`{{3,}}|:{{3,}})\{{{name}\}}([^\n]*\n(?:\s*:[\w-]+:[^\n]*\n)*)"
+        return re.findall(pattern, self.markdown, re.MULTILINE)
+
+
+RULES: list[Callable[[Page], Iterator[str]]] = []
+
+
+def rule(function: Callable[[Page], Iterator[str]]) -> Callable[[Page], Iterator[str]]:
+    RULES.append(function)
+    return function
+
+
+@rule
+def front_matter(page: Page) -> Iterator[str]:
+    for key in ("jupytext", "kernelspec", "companion", "sources"):
+        if key not in page.header:
+            yield f"the front matter lacks {key}:"
+    if page.header.get("kernelspec", {}).get("name") != "python3":
+        yield "the kernel must be python3"
+
+
+@rule
+def opening(page: Page) -> Iterator[str]:
+    if not re.match(r"\s*\(ch-[a-z0-9-]+\)=\n# \S", page.body):
+        yield "the page must begin with (ch-name)= and then its title"
+    titles = re.findall(r"^# ", without_code(page.markdown), re.MULTILINE)
+    if len(titles) != 1:
+        yield f"one title, not {len(titles)}"
+    if not re.search(r"^`{3,}\{chapter-facts\}", page.markdown, re.MULTILINE):
+        yield "the {chapter-facts} directive is missing"
+
+
+@rule
+def ending(page: Page) -> Iterator[str]:
+    if not re.search(
+        r"```\{bibliography\}\n:filter: docname in docnames\n```\s*\Z", page.text.rstrip() + "\n"
+    ):
+        yield "the page must end with its {bibliography}, filtered by docname in docnames"
+
+
+@rule
+def cell_sizes(page: Page) -> Iterator[str]:
+    if not 12 <= len(page.cells) <= 20:
+        yield f"{len(page.cells)} code cells; 12 to 20 make a lesson"
+    for cell in page.cells:
+        if cell.lines > 25:
+            yield f"code cell {cell.number} has {cell.lines} lines; 25 is the most"
+    middle = statistics.median([cell.lines for cell in page.cells] or [0])
+    if middle > 8:
+        yield f"the median cell has {middle:g} lines; 8 is the most"
+
+
+@rule
+def words_per_line(page: Page) -> Iterator[str]:
+    words = len(re.findall(r"[^\W\d_][\w'’-]*", page.prose))
+    lines = sum(cell.lines for cell in page.cells)
+    if words < 12 * lines:
+        yield f"{words} words for {lines} lines of code: {words / max(lines, 1):.1f} a line, not 12"
+
+
+@rule
+def setup(page: Page) -> Iterator[str]:
+    if not page.cells or "torch.Generator().manual_seed(0)" not in page.cells[0].source:
+        yield "the first cell must make g = torch.Generator().manual_seed(0)"
+    for cell in page.cells:
+        if re.search(r"torch\.manual_seed|np\.random\.seed|(?<!\.)\brandom\.seed", cell.source):
+            yield f"code cell {cell.number} seeds globally"
+
+
+@rule
+def folding(page: Page) -> Iterator[str]:
+    for cell in page.cells:
+        if unknown := cell.tags - TAGS:
+            yield f"code cell {cell.number} has the tag {', '.join(sorted(unknown))}"
+        if "hide-input" in cell.tags:
+            if cell.number > 1 and not cell.plots:
+                yield f"code cell {cell.number} is folded, but is neither setup nor plotting"
+            if VERIFY.search(cell.source):
+                yield f"code cell {cell.number} folds a verification"
+
+
+@rule
+def figures(page: Page) -> Iterator[str]:
+    for cell in page.cells:
+        meta = cell.metadata.get("mystnb", {})
+        if cell.number > 1 and re.search(r"plt\.subplots|plt\.figure\(", cell.source):
+            figure = meta.get("figure", {})
+            if not str(figure.get("name", "")).startswith("fig-"):
+                yield f"code cell {cell.number} draws a figure without the name fig-..."
+            if not str(figure.get("caption", "")).strip():
+                yield f"code cell {cell.number} draws a figure without a caption"
+            if not str(meta.get("image", {}).get("alt", "")).strip():
+                yield f"code cell {cell.number} draws a figure without alt text"
+    for head in page.directives("(?:figure|image)"):
+        if not re.search(r":alt:\s*\S", head):
+            yield f"the image {head.split()[0]} has no alt text"
+
+
+@rule
+def equations(page: Page) -> Iterator[str]:
+    claimed = [name for kind, name in page.labels if kind == "eq"]
+    calls = [label for cell in page.cells for _, label in VERIFY.findall(cell.source)]
+    checked = {label.removeprefix("eq:") for label in calls}
+    for name in claimed:
+        if name not in checked:
+            yield f"eq:{name} is claimed but never verified"
+    for name in sorted(checked - set(claimed)):
+        yield f"eq:{name} is verified but never displayed"
+    for (kind, name), count in Counter(page.labels).items():
+        if count > 1:
+            yield f"{kind}:{name} labels {count} equations"
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+            yield f"{kind}:{name}: labels are lower-case words joined by hyphens"
+
+
+@rule
+def macros(page: Page) -> Iterator[str]:
+    for macro in re.findall(r"\\(?:re)?newcommand|\\DeclareMathOperator|\\g?def\b", page.text):
+        yield f"a private TeX macro: {macro}"
+
+
+@rule
+def exercises(page: Page) -> Iterator[str]:
+    heads = page.directives("exercise(?:-start)?")
+    labels = [re.search(r":label:\s*(\S+)", head) for head in heads]
+    if not 3 <= len(heads) <= 5:
+        yield f"{len(heads)} exercises; 3 to 5 are asked for"
+    solved = {head.split()[0] for head in page.directives("solution(?:-start)?") if head.split()}
+    for head, label in zip(heads, labels, strict=True):
+        if not label:
+            yield f"an exercise without a label: {head.strip()[:40]!r}"
+        elif label[1] not in solved:
+            yield f"the exercise {label[1]} has no solution"
+    for name in solved - {label[1] for label in labels if label}:
+        yield f"a solution to {name}, which is no exercise"
+    gated = re.findall(r"\{solution-start\}.*?\{solution-end\}", page.text, re.DOTALL)
+    if heads and not any("{code-cell}" in part for part in gated):
+        yield "no solution checks itself by code (solution-start, a code cell, solution-end)"
+
+
+@rule
+def wording(page: Page) -> Iterator[str]:
+    yield from words_to_avoid(page.prose)
+
+
+def words_to_avoid(prose: str) -> Iterator[str]:
+    """Yield the words of praise and impatience in a text."""
+    for word in WORDS:
+        for match in re.finditer(rf"(?<![\w-]){word}(?![\w-])", prose, re.IGNORECASE):
+            around = prose[max(0, match.start() - 25) : match.end() + 25]
+            yield f"{word!r} in {' '.join(around.split())!r}"
+
+
+def plain_prose(text: str) -> str:
+    """Return the sentences of a page without a kernel: no header, code, quotes or addresses."""
+    text = without_code(re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL))
+    text = re.sub(r"^\s*>.*$|`[^`\n]*`|<[^>\s]*>|\]\([^)]*\)", " ", text, flags=re.MULTILINE)
+    return MATH.sub(" ", text)

@@ -1,0 +1,153 @@
+"""Every chapter keeps the contract, and every rule of the contract can fail."""
+
+import pytest
+import yaml
+
+import chapters as book
+
+from . import contract
+from .conftest import CHAPTERS, ROOT
+
+PAGES = [
+    p
+    for p in [*ROOT.glob("*.md"), *(ROOT / "book").rglob("*.md")]
+    if not any(part.startswith(("_", ".")) for part in p.relative_to(ROOT).parts)
+]
+
+
+@pytest.mark.parametrize("rule", contract.RULES, ids=lambda r: r.__name__)
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda c: c.short)
+def test_a_chapter_keeps_the_contract(chapter: book.Chapter, rule: object) -> None:
+    faults = list(rule(contract.Page(chapter.source.read_text(encoding="utf-8"))))
+    assert not faults, f"{chapter.name}.md:\n" + "\n".join(faults)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_a_page_is_worded_plainly(page) -> None:
+    faults = list(contract.words_to_avoid(contract.plain_prose(page.read_text(encoding="utf-8"))))
+    assert not faults, "\n".join(faults)
+
+
+def test_labels_are_unique_in_the_book() -> None:
+    seen: dict[str, str] = {}
+    for chapter in CHAPTERS:
+        for kind, name in contract.Page(chapter.source.read_text(encoding="utf-8")).labels:
+            label = f"{kind}:{name}"
+            assert label not in seen, f"{label} is in {seen[label]} and in {chapter.name}"
+            seen[label] = chapter.name
+
+
+def cell(source: str, **metadata: object) -> str:
+    head = "---\n" + yaml.safe_dump(metadata) + "---\n" if metadata else ""
+    return f"```{{code-cell}} ipython3\n{head}{source}\n```\n"
+
+
+FIGURE = {"figure": {"name": "fig-a", "caption": "What to see."}, "image": {"alt": "a line"}}
+EXERCISE = """
+```{{exercise}}
+:label: ex-{n}
+
+Why is this so, and what would change if it were not?
+```
+
+```{{solution-start}} ex-{n}
+:class: dropdown
+```
+
+Because of the definition.
+
+{code}
+
+```{{solution-end}}
+```
+"""
+GOOD = (
+    """\
+---
+jupytext:
+  formats: md:myst
+  text_representation: {extension: .md, format_name: myst}
+kernelspec: {display_name: Python 3, language: python, name: python3}
+companion: [companion.part.name]
+sources: [S1]
+---
+(ch-name)=
+# Title
+
+```{chapter-facts}
+```
+
+"""
+    + cell("import torch\n\ng = torch.Generator().manual_seed(0)", tags=["hide-input"])
+    + "\nA definition.\n\n$$ p = 1 $$ (def:mass)\n\nA claim.\n\n$$ q = 1 $$ (eq:total)\n\n"
+    + cell('verify.equal(\n    "eq:total", q\n)')
+    + "\nA figure.\n\n"
+    + cell("fig, ax = plt.subplots()", mystnb=FIGURE, tags=["hide-input"])
+    + "\n"
+    + "\n".join(f"Step {n}.\n\n" + cell(f"print({n})") for n in range(6))
+    + "".join(EXERCISE.format(n=n, code=cell("assert True")) for n in range(3))
+    + "\nA sentence of eight words stands right here. " * 60
+    + "\n\n```{bibliography}\n:filter: docname in docnames\n```\n"
+)
+
+
+def faults(text: str) -> dict[str, list[str]]:
+    found = {rule.__name__: list(rule(contract.Page(text))) for rule in contract.RULES}
+    return {name: said for name, said in found.items() if said}
+
+
+def test_a_good_chapter_has_no_fault() -> None:
+    assert faults(GOOD) == {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "old", "new", "said"),
+    [
+        ("front_matter", "sources: [S1]\n", "", "lacks sources"),
+        ("front_matter", "name: python3", "name: ir", "must be python3"),
+        ("opening", "(ch-name)=\n", "", "must begin with"),
+        ("opening", "A claim.", "# Another\n", "one title, not 2"),
+        ("opening", "{chapter-facts}", "{note}", "chapter-facts"),
+        ("ending", ":filter: docname in docnames\n", "", "bibliography"),
+        ("cell_sizes", "print(0)", "print(0)\n" * 26, "cell 4 has 26 lines"),
+        ("cell_sizes", cell("assert True"), "", "9 code cells"),
+        ("cell_sizes", "print(", "x\n" * 14 + "print(", "median cell has"),
+        ("words_per_line", "A sentence of eight words stands right here. ", "", "a line, not 12"),
+        ("setup", ".manual_seed(0)", ".manual_seed(1)", "first cell must"),
+        ("setup", "print(1)", "torch.manual_seed(1)", "cell 5 seeds globally"),
+        ("folding", "print(1)", "---\ntags: [hide-input]\n---\nprint(1)", "cell 5 is folded"),
+        ("folding", "verify.equal(\n", "---\ntags: [hide-input]\n---\nverify.equal(\n", "folds a"),
+        ("folding", "print(1)", "---\ntags: [remove-cell]\n---\nprint(1)", "tag remove-cell"),
+        ("figures", "caption: What to see.", "caption: ''", "without a caption"),
+        ("figures", "alt: a line", "alt: ''", "without alt"),
+        ("figures", "name: fig-a", "name: a", "without the name"),
+        ("figures", "A figure.", "```{figure} a.png\nSee.\n```", "a.png has no alt"),
+        ("equations", '"eq:total"', '"eq:sum"', "eq:total is claimed but never verified"),
+        ("equations", "(eq:total)", "(def:total)", "eq:total is verified but never displayed"),
+        ("equations", "(def:mass)", "(def:Mass)", "lower-case"),
+        ("equations", "A claim.", "$$ p = 2 $$ (def:mass)", "def:mass labels 2"),
+        ("macros", "A claim.", r"$\newcommand{\x}{y}$", "newcommand"),
+        ("exercises", ":label: ex-1\n", ":class: x\n", "without a label"),
+        ("exercises", "{solution-start} ex-1", "{note} ex-1", "ex-1 has no solution"),
+        ("exercises", "{solution-start} ex-1", "{solution-start} ex-9", "ex-9, which is no"),
+        ("exercises", "{exercise}", "{note}", "0 exercises"),
+        ("exercises", cell("assert True"), "Text.\n", "no solution checks itself"),
+        ("wording", "A claim.", "This is simply so.", "'simply' in"),
+    ],
+)
+def test_each_rule_can_fail(rule: str, old: str, new: str, said: str) -> None:
+    assert old in GOOD
+    found = faults(GOOD.replace(old, new))
+    assert any(said in fault for fault in found.get(rule, [])), found
+
+
+def test_words_are_counted_outside_code_and_mathematics() -> None:
+    text = (
+        "One two\n\n$$ three = x $$ (def:a)\n\nand $four$\n\n```python\nfive\n```\n\n:six: seven\n"
+    )
+    assert contract.Page(text).prose.split() == ["One", "two", "and"]
+
+
+def test_quoted_code_is_not_prose() -> None:
+    assert not list(contract.words_to_avoid(contract.plain_prose("`simply` and\n> simply\n")))
+    assert list(contract.words_to_avoid(contract.plain_prose("Simply put.")))

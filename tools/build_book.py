@@ -1,0 +1,204 @@
+"""Execute the chapters and render the book: ``make book``, inside ``.venv``.
+
+Every chapter runs once and is kept under ``_build/executed`` until it, the library, the data or the
+lock changes. Then the pages are staged in ``_build/src``, executed notebooks in place of the
+chapters, and Jupyter Book renders them with every warning an error.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+
+import chapters as book
+from chapters import Chapter, ChapterError
+
+WARNING = re.compile(
+    r"\b(WARNING|ERROR|CRITICAL|SEVERE)\b|^\S*(Error|Exception): \S|^Extension error"
+)
+
+
+def minutes(seconds: float) -> str:
+    """Write a duration for people."""
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def execute_all(root: Path, found: list[Chapter]) -> int:
+    """Execute the chapters that changed, all of them even if one fails; return how many ran."""
+    library, failures, ran = book.library_key(root), [], 0
+    book.prepare_kernels(root)
+    for number, chapter in enumerate(found, 1):
+        key, built = book.chapter_key(chapter, library), book.build_metadata(chapter)
+        head = f"[{number:2}/{len(found)}] {chapter.short:<32}"
+        if built.get("key") == key:
+            print(f"{head} unchanged ({built['seconds']:.0f} s when it ran)", flush=True)
+            continue
+        print(head, end=" ", flush=True)
+        try:
+            print(f"executed in {book.execute(chapter, key):.0f} s", flush=True)
+            ran += 1
+        except ChapterError as error:
+            print(f"FAILED\n{error}", flush=True)
+            failures.append(str(error))
+    if failures:
+        count = f"{len(failures)} of {len(found)} chapters failed"
+        raise ChapterError("\n\n".join([count, *failures] if len(found) > 1 else [count]))
+    return ran
+
+
+def prune(folder: Path, keep: set[Path]) -> bool:
+    """Remove the files of ``folder`` that are not in ``keep``, and tell whether there were any."""
+    stale = [f for f in folder.rglob("*") if f.is_file() and f not in keep]
+    for file in stale:
+        file.unlink()
+    return bool(stale)
+
+
+def write_notebooks(root: Path, found: list[Chapter]) -> list[Path]:
+    """Write every chapter as a notebook without outputs, to be run by the reader."""
+    written = []
+    for chapter in found:
+        target = root / "_build" / "notebooks" / f"{chapter.short}.ipynb"
+        book.write_atomically(target, jupytext.writes(book.read_chapter(chapter), fmt="ipynb"))
+        written.append(target)
+    prune(root / "_build" / "notebooks", set(written))
+    return written
+
+
+def stage(root: Path, found: list[Chapter]) -> bool:
+    """Refresh ``_build/src`` and tell whether more than the text of pages changed."""
+    source = root / "_build" / "src"
+    executed = {f"{chapter.name}.md": chapter.executed for chapter in found}
+    files = [*root.glob("*.md"), *root.glob("*.bib"), root / "_config.yml", root / "_toc.yml"]
+    files += [f for f in (root / "book").rglob("*") if f.is_file() and "__pycache__" not in f.parts]
+    kept, deep = set(), False
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        origin = executed.get(name, file)
+        target = source / Path(name).with_suffix(origin.suffix)
+        kept.add(target)
+        content = origin.read_bytes()
+        if not target.is_file() or target.read_bytes() != content:
+            deep = deep or not target.is_file() or target.suffix not in (".md", ".ipynb")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.partial")
+            partial.write_bytes(content)
+            partial.replace(target)
+    return prune(source, kept) or deep
+
+
+def readable(line: str, source: Path) -> str:
+    """Rewrite a Sphinx message to speak of the chapter's cells rather than of the staged file."""
+    line = book.ANSI.sub("", line).replace(f"{source}/", "").strip()
+    return re.sub(
+        r"\.ipynb:(\d+)",
+        lambda m: f".md: cell {int(m[1]) // 10000}, line {int(m[1]) % 10000}",
+        line,
+    )
+
+
+def render(root: Path, found: list[Chapter]) -> None:
+    """Run Jupyter Book strictly, and say at the end what it warned of."""
+    build, source = root / "_build", root / "_build" / "src"
+    # Sphinx does not repeat the warnings of pages that it has read before. So what a failed or
+    # killed rendering read is thrown away: the mark is there from before its start to its success.
+    mark = build / "rendering"
+    unfinished = mark.exists()
+    mark.touch()
+    if stage(root, found) or unfinished:
+        shutil.rmtree(build / ".doctrees", ignore_errors=True)
+        shutil.rmtree(build / "html", ignore_errors=True)
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    command += [str(source), "--path-output", str(root), "--config", str(source / "_config.yml")]
+    command += ["--toc", str(source / "_toc.yml"), "-W", "-n", "--keep-going"]
+    log: list[str] = []
+    process = subprocess.Popen(
+        command, cwd=source, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    phases = ["reading sources", "writing output"]
+    for line in process.stdout:
+        log.append(line)
+        if phases and book.ANSI.sub("", line).startswith(phases[0]):
+            print(f"rendering: {phases.pop(0)}", flush=True)
+    code = process.wait()
+    book.write_atomically(build / "render.log", "".join(log))
+    said = dict.fromkeys(readable(line, source) for line in log if WARNING.search(line))
+    if code:
+        told = list(said) or [line.rstrip() for line in log[-15:]]
+        raise ChapterError(
+            "\n  ".join([f"the book did not render (exit code {code}):", *told])
+            + "\n(Jupyter Book's whole output: _build/render.log)"
+        )
+    mark.unlink()
+
+
+def equations(root: Path) -> str:
+    """Return how many equations the ledger of the last rendering counts as verified."""
+    try:
+        ledger = json.loads((root / "_build" / "ledger.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "no ledger was written"
+    return str(len(ledger["equations"]))
+
+
+def one_chapter(root: Path, found: list[Chapter], wanted: str) -> None:
+    """Execute one chapter and show what it printed about its equations."""
+    name = re.sub(r"^book/|\.md$", "", wanted)
+    match = [chapter for chapter in found if chapter.short == name]
+    if not match:
+        listed = "\n  ".join(chapter.short for chapter in found)
+        what = f"there is no chapter {wanted!r}" if wanted else "name a chapter"
+        raise ChapterError(f"{what}: make chapter CH=... with one of\n  {listed}")
+    execute_all(root, match)
+    for cell in nbformat.read(match[0].executed, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                print(output.text, end="")
+    print(f"The executed notebook: {match[0].executed.relative_to(root)}")
+
+
+def main() -> int:
+    """Parse the arguments and build."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, default=book.ROOT, help="the checkout")
+    parser.add_argument("--chapter", metavar="PART/NAME", help="only execute this chapter")
+    parser.add_argument("--notebooks", action="store_true", help="only write the notebooks")
+    arguments = parser.parse_args()
+    root, started = arguments.root.resolve(), time.monotonic()
+    try:
+        found = book.chapters(root)
+        if arguments.chapter is not None:
+            one_chapter(root, found, arguments.chapter)
+            return 0
+        written = write_notebooks(root, found)
+        if arguments.notebooks:
+            print(f"{len(written)} notebooks to run are in _build/notebooks")
+            return 0
+        executed = root / "_build" / "executed"
+        prune(executed, {chapter.executed for chapter in found})
+        ran = execute_all(root, found)
+        render(root, found)
+    except ChapterError as error:
+        print(f"\nFAILED: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    print("\nThe book is ready.")
+    print(f"  chapters            {len(found)} ({ran} executed now, {len(found) - ran} unchanged)")
+    print(f"  equations verified  {equations(root)}")
+    print(f"  time                {minutes(time.monotonic() - started)}")
+    print("  read it             open _build/html/index.html, or: make serve", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
