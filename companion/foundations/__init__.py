@@ -1,0 +1,1 @@
+"""Part I: words, probability and learning."""
