@@ -18,8 +18,9 @@ from build_book import equations, minutes
 
 TOOLS = Path(__file__).resolve().parent
 CODE = ("companion", "tests", "tools", "book/_ext")
-# A chapter imports where a lesson needs it, and the last line of a cell shows or hides a value.
-CHAPTER_RULES = "B018,D,E402,E703,I001,NPY002"
+# A chapter imports where a lesson needs it, the last line of a cell shows or hides a value, a short
+# formula is named by a lambda, and a chapter may import all public names of its own module.
+CHAPTER_RULES = "B018,B905,D,E402,E703,E731,F403,F405,I001,NPY002,RUF005"
 
 
 @dataclass

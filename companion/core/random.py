@@ -53,7 +53,7 @@ def randn(
     Returns:
         A tensor of the given shape.
     """
-    drawn = torch.randn(*size, generator=generator, device=generator.device, dtype=dtype)
+    drawn = torch.randn(size, generator=generator, device=generator.device, dtype=dtype)
     return drawn if device is None else drawn.to(device)
 
 
@@ -74,7 +74,7 @@ def rand(
     Returns:
         A tensor of the given shape.
     """
-    drawn = torch.rand(*size, generator=generator, device=generator.device, dtype=dtype)
+    drawn = torch.rand(size, generator=generator, device=generator.device, dtype=dtype)
     return drawn if device is None else drawn.to(device)
 
 

@@ -31,6 +31,11 @@ def test_a_cpu_generator_serves_the_meta_device():
     assert randn(3, 5, generator=generator(0), device="meta").is_meta
 
 
+def test_no_axes_give_a_single_number():
+    assert randn(generator=generator(0)).shape == ()
+    assert rand(generator=generator(0)).shape == ()
+
+
 def test_dtypes_and_ranges():
     assert randn(3, generator=generator(0), dtype=torch.float64).dtype == torch.float64
     drawn = randint(2, 5, (1000,), generator=generator(0))
