@@ -4,6 +4,7 @@ from companion.core.devices import resolve_device, resolve_dtype
 from companion.core.random import generator, rand, randint, randn
 from companion.core.training import TrainingLog, train
 from companion.core.validation import (
+    can_read,
     check_finite,
     check_floating,
     check_ids,
@@ -14,6 +15,7 @@ from companion.core.validation import (
 
 __all__ = [
     "TrainingLog",
+    "can_read",
     "check_finite",
     "check_floating",
     "check_ids",

@@ -1,15 +1,16 @@
 """Checks at the door of a public function, with messages that name the offending values.
 
 Shape and dtype checks cost nothing and never look at the data. Checks that read values
-(:func:`check_ids`, :func:`check_finite`) wait for an accelerator to finish its work, so they are
-skipped where there is nothing to read (the ``meta`` device) and where a graph is being captured
-(``torch.compile``).
+(:func:`check_ids`, :func:`check_finite`) do so only where :func:`can_read` allows it: on the CPU,
+outside of ``torch.compile`` and ``torch.func.vmap``.
 """
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
 __all__ = [
+    "can_read",
     "check_finite",
     "check_floating",
     "check_ids",
@@ -112,8 +113,31 @@ def check_in_range(
         raise ValueError(f"{name} must lie in {interval}, got {value}")
 
 
-def _readable(tensor: Tensor) -> bool:
-    return not tensor.is_meta and not torch.compiler.is_compiling() and tensor.numel() > 0
+def can_read(tensor: Tensor) -> bool:
+    """Tell whether the values of a tensor can be read at no cost.
+
+    On an accelerator, reading would make the host wait at every call; there an id out of range
+    fails in the kernel that uses it. A ``meta`` tensor, one of a graph that is being captured, and
+    one inside ``torch.func.vmap`` have no values to read.
+
+    Args:
+        tensor: The tensor.
+
+    Returns:
+        Whether its values may be looked at.
+
+    Example:
+        >>> can_read(torch.ones(3)), can_read(torch.ones(3, device="meta"))
+        (True, False)
+    """
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling() or tensor.numel() == 0:
+        return False
+    # Transforms nest: vmap(grad(f)) wraps the batched tensor once more.
+    while is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor):
+            return False
+        tensor = get_unwrapped(tensor)
+    return True
 
 
 def check_ids(name: str, ids: Tensor, size: int, *, ignore: int | None = None) -> None:
@@ -130,8 +154,10 @@ def check_ids(name: str, ids: Tensor, size: int, *, ignore: int | None = None) -
     """
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(f"{name} must hold integers, got {ids.dtype}")
-    if not _readable(ids):
+    if not can_read(ids):
         return
+    # As int64: the size may not fit into a narrow type, and would wrap around.
+    ids = ids.detach().long()
     wrong = (ids < 0) | (ids >= size)
     if ignore is not None:
         wrong &= ids != ignore
@@ -150,6 +176,6 @@ def check_finite(name: str, tensor: Tensor) -> None:
     Raises:
         ValueError: If an entry is NaN or infinite.
     """
-    if _readable(tensor) and not bool(torch.isfinite(tensor).all()):
+    if can_read(tensor) and not bool(torch.isfinite(tensor).all()):
         bad = int((~torch.isfinite(tensor)).sum())
         raise ValueError(f"{name} must be finite, but {bad} of {tensor.numel()} entries are not")

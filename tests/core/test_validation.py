@@ -71,3 +71,20 @@ def test_values_that_cannot_be_read_are_not_read():
     check_ids("ids", torch.empty(3, dtype=torch.long, device="meta"), 7)
     check_finite("x", torch.empty(3, device="meta"))
     check_ids("ids", torch.empty(0, dtype=torch.long), 7)
+
+
+def test_narrow_ids_are_compared_as_numbers_not_wrapped_around():
+    check_ids("ids", torch.tensor([0, 127], dtype=torch.int8), 49_152)
+    with pytest.raises(ValueError, match=r"\[0, 256\), got -1"):
+        check_ids("ids", torch.tensor([-1], dtype=torch.int8), 256)
+
+
+def test_checks_let_vmap_through():
+    def picked(table, ids):
+        check_ids("ids", ids, 5)
+        check_finite("table", table)
+        return table[ids].sum()
+
+    tables, ids = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), torch.ones(3, 2)
+    got = torch.func.vmap(torch.func.grad(picked))(tables, ids.long())
+    assert torch.equal(got, torch.tensor([0.0, 2.0, 0.0, 0.0, 0.0]).expand(3, 5))

@@ -244,6 +244,25 @@ def test_targets_of_any_rank_and_integer_dtype(g: torch.Generator) -> None:
     torch.testing.assert_close(one, F.cross_entropy(z[0, 0], y[0, 0]))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_ids_in_a_type_too_narrow_for_the_number_of_classes(
+    dtype: torch.dtype, g: torch.Generator
+) -> None:
+    classes = {torch.uint8: 307, torch.int8: 149, torch.int16: 49_157}[dtype]
+    z, y = draw(3, classes, g=g), torch.tensor([0, 113, 61])
+    expected = F.cross_entropy(z, y)
+    torch.testing.assert_close(cross_entropy(z, y.to(dtype)), expected, **EXACT)
+    torch.testing.assert_close(cross_entropy_backward(z, y.to(dtype)).sum(), z.new_zeros(()))
+
+
+def test_gradients_of_single_rows_by_vmap(g: torch.Generator) -> None:
+    z = draw(T, K, g=g)
+    for y in (ids(T, g=g), distributions(T, K, g=g)):
+        made = torch.func.vmap(torch.func.grad(cross_entropy))(z, y)
+        expected = cross_entropy_backward(z, y, reduction="none")
+        torch.testing.assert_close(made, expected, **EXACT)
+
+
 def test_custom_ignore_index_may_be_a_class(g: torch.Generator) -> None:
     z, y = draw(11, K, g=g), ids(11, g=g)
     assert bool((y == 4).any())
@@ -259,6 +278,13 @@ def test_a_batch_of_padding_has_loss_and_gradient_zero(g: torch.Generator) -> No
     assert float(loss.detach()) == 0
     assert torch.equal(z.grad, torch.zeros_like(z))
     assert torch.equal(cross_entropy_backward(z, y), torch.zeros_like(z))
+
+
+def test_the_mean_over_no_rows_is_zero() -> None:
+    z = torch.zeros(0, K)
+    assert float(cross_entropy(z, torch.zeros(0, dtype=torch.int64))) == 0
+    assert float(cross_entropy(z, z)) == 0
+    assert float(z_loss(z)) == 0
 
 
 def test_ignored_rows_may_hold_nan(g: torch.Generator) -> None:

@@ -140,6 +140,14 @@ def test_temperature_repairs_the_calibration_error_of_scaled_logits(g: torch.Gen
     assert ece(fitted) < 0.02
 
 
+def test_the_calibration_error_is_differentiable_in_the_confidence() -> None:
+    confidence = torch.tensor([0.5, 0.625], dtype=torch.float64, requires_grad=True)
+    correct = torch.tensor([True, False])
+    expected_calibration_error(confidence, correct).backward()
+    # Two bins of one prediction each, one under- and one over-confident.
+    assert confidence.grad.tolist() == [-0.5, 0.5]
+
+
 def test_meta_and_purity(g: torch.Generator) -> None:
     made = calibration_bins(
         torch.empty(N, device="meta"), torch.empty(N, device="meta", dtype=torch.bool)
@@ -179,6 +187,11 @@ def test_mistakes_are_named() -> None:
         fit_temperature(logits, torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match=r"targets must lie in \[0, 2\), got 2"):
         fit_temperature(logits, torch.tensor([0, 2]))
+    for wrong in (-1, -100):  # there is nothing to ignore here
+        with pytest.raises(ValueError, match=rf"targets must lie in \[0, 2\), got {wrong}"):
+            fit_temperature(logits, torch.tensor([0, wrong]))
+    with pytest.raises(ValueError, match=r"targets must hold integers, got torch.bool"):
+        fit_temperature(logits, torch.tensor([False, True]))
     with pytest.raises(ValueError, match="logits must be finite, but 1 of 4"):
         fit_temperature(
             logits.clone().index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(math.inf)),

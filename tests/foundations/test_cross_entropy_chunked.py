@@ -132,6 +132,26 @@ def test_a_batch_of_padding_has_loss_and_gradients_zero(g: torch.Generator) -> N
         assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in grads)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_an_ignored_row_with_infinite_logits_touches_nothing(
+    smoothing: float, g: torch.Generator
+) -> None:
+    hidden, weight, targets = problem(g)
+    targets[4] = -100
+    kept = targets != -100
+    expected = torch.autograd.grad(
+        linear_cross_entropy(hidden[kept], weight, targets[kept], label_smoothing=smoothing),
+        (hidden, weight),
+    )
+    with torch.no_grad():
+        hidden[4] = 1e308  # finite, but its logits are infinite
+    for function in (chunked_cross_entropy, linear_cross_entropy):
+        loss = function(hidden, weight, targets, label_smoothing=smoothing)
+        made = torch.autograd.grad(loss, (hidden, weight))
+        for a, b in zip(made, expected, strict=True):
+            torch.testing.assert_close(a, b, **EXACT)
+
+
 def test_no_rows_at_all_is_zero(g: torch.Generator) -> None:
     hidden, weight, targets = problem(g)
     loss = chunked_cross_entropy(hidden[:0], weight, targets[:0])
@@ -288,6 +308,15 @@ def test_autocast_is_finite_and_returns_the_dtype_of_the_parameters(g: torch.Gen
             assert all(bool(torch.isfinite(grad).all()) for grad in grads)
 
 
+def test_autocast_does_not_hide_a_mixture_with_float64(g: torch.Generator) -> None:
+    hidden, weight, targets = problem(g)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for function in (chunked_cross_entropy, linear_cross_entropy):
+            assert function(hidden, weight, targets).dtype == torch.float64
+            with pytest.raises(ValueError, match=r"hidden is torch.float64 but weight is"):
+                function(hidden, weight.float(), targets)
+
+
 def test_logits_beyond_float16_exponentials_stay_finite() -> None:
     hidden = torch.full((3, 1), 100.0, dtype=torch.float16, requires_grad=True)
     weight = torch.tensor([[100.0, -100.0, 0.0]], dtype=torch.float16, requires_grad=True)
@@ -347,6 +376,8 @@ def test_mistakes_are_named() -> None:
             function(hidden, weight, targets[:7])
         with pytest.raises(ValueError, match=r"targets must be ids, got torch.float32"):
             function(hidden, weight, torch.zeros(N, V))
+        with pytest.raises(ValueError, match=r"targets must hold integers, got torch.bool"):
+            function(hidden.to("meta"), weight.to("meta"), targets.bool().to("meta"))
         with pytest.raises(ValueError, match=r"one of mean, sum, got 'none'"):
             function(hidden, weight, targets, reduction="none")
         with pytest.raises(ValueError, match=r"hidden is torch.float32 but weight is torch.flo"):

@@ -7,9 +7,8 @@ the transpose: pass ``linear.weight.T``, a view, which costs nothing. Softmax ru
 axis unless ``dim`` says otherwise. Entropies and losses are in nats.
 
 Three rules about precision hold everywhere. Arithmetic is done in float32 or better, whatever the
-inputs are. Functions of one entry (softmax and its kin) return the dtype of the input. Losses
-return the dtype they were computed in, since a loss of 11 in bfloat16 could only move in steps of
-1/16.
+inputs are. Softmax and its kin return the dtype of the input. Losses return the dtype they
+were computed in, since a loss of 11 in bfloat16 could only move in steps of 1/16.
 
 Book: :doc:`/book/foundations/cross_entropy`.
 """

@@ -75,7 +75,7 @@ def calibration_bins(
         raise ValueError(f"bins must be 1 or more, got {bins}")
     c = wide(confidence)
     if c.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = float(c.min()), float(c.max())
+        low, high = float(c.detach().min()), float(c.detach().max())
         # Rounding may take a probability this far above 1.
         if not (low >= 0 and high <= 1 + 1e-5):
             raise ValueError(f"confidence must lie in [0, 1], got values from {low} to {high}")
@@ -174,8 +174,9 @@ def fit_temperature(
     check_finite("logits", logits)
     # Not every device has float64.
     z = logits.detach().to("cpu").double()
-    ids = targets.detach().to("cpu").long()
-    check_targets(ids, (len(z),), z.shape[1], -1)
+    ids = targets.detach().to("cpu")
+    check_targets(ids, (len(z),), z.shape[1], None)
+    ids = ids.long()
     score = z.gather(1, ids.unsqueeze(1)).squeeze(1)
     if bool((score == z.amax(1)).all()):
         raise ValueError(

@@ -56,7 +56,7 @@ def linear_cross_entropy(
 
     Numerics:
         Holds several matrices of (tokens × vocabulary) at once. It is the oracle of
-        :func:`chunked_cross_entropy`, which holds none.
+        :func:`chunked_cross_entropy`, which holds a chunk of rows of one.
 
     Book: :doc:`/book/foundations/cross_entropy`
 
@@ -95,7 +95,8 @@ def chunked_cross_entropy(
 ) -> Float[Tensor, ""]:
     r"""Return the loss of an output head without ever holding all its logits.
 
-    Equal, up to rounding, to :func:`linear_cross_entropy` in value and in both gradients:
+    Equal, up to rounding, to :func:`linear_cross_entropy` in value and in both gradients, which
+    for ``"sum"`` and without label smoothing and z-loss are
 
     .. math:: dW_U = h^\top (p - y), \qquad dh = (p - y)\, W_U^\top
 
@@ -119,7 +120,8 @@ def chunked_cross_entropy(
 
     Raises:
         ValueError: If shapes, dtypes, ids or settings do not fit.
-        RuntimeError: If the gradient is differentiated again.
+        RuntimeError: If the gradient is differentiated again, or under ``torch.func.vmap`` and
+            forward-mode transforms: for these use :func:`linear_cross_entropy`.
 
     Numerics:
         Forward and backward together are three matrix products of :math:`2 N d |V|` operations,
@@ -132,8 +134,8 @@ def chunked_cross_entropy(
     References:
         The idea of computing the gradients in the forward pass follows P.-L. Hsu et al., "Liger
         Kernel", arXiv:2410.10989, section 3.2; this version is plain PyTorch and scales in the
-        backward pass without writing into what it saved. For a kernel that holds no logits at
-        all see E. Wijmans et al., arXiv:2411.09009.
+        backward pass without writing into what it saved. For a kernel that writes no logits to
+        the main memory of the device see E. Wijmans et al., arXiv:2411.09009.
 
     Book: :doc:`/book/foundations/cross_entropy`
 
@@ -185,7 +187,9 @@ def _check(
         raise ValueError(
             f"hidden {tuple(hidden.shape)} @ weight {tuple(weight.shape)} does not fit{hint}"
         )
-    if hidden.dtype != weight.dtype and not _autocast(hidden):
+    # Autocast casts both, but leaves float64 alone.
+    wide_one = torch.float64 in (hidden.dtype, weight.dtype)
+    if hidden.dtype != weight.dtype and (wide_one or not _autocast(hidden)):
         raise ValueError(f"hidden is {hidden.dtype} but weight is {weight.dtype}: convert one")
     if targets.is_floating_point():
         raise ValueError(
@@ -252,10 +256,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # (1 + 2 λ lse) p - y, row by row. Not divided by N yet, which would underflow in half
             # precision.
             factor = (1 + 2 * z_weight * lse) / norm if z_weight > 0 else 1 / norm
-            z.mul_(torch.where(counted, factor, 0.0))
+            z.mul_(factor)
             if label_smoothing > 0:
-                z.sub_(counted.to(high) * (label_smoothing / vocab))
-            z.scatter_add_(1, ids, -(1 - label_smoothing) * counted.to(high))
+                z.sub_(label_smoothing / vocab)
+            z.scatter_add_(1, ids, torch.full_like(score, label_smoothing - 1))
+            # Last, and not by a factor of 0, since an ignored row may hold an infinity or NaN.
+            z.masked_fill_(~counted, 0.0)
             g = z.to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[rows] = g @ weight.T

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from companion.core import check_floating, check_ids, check_in_range
+from companion.core import can_read, check_floating, check_ids, check_in_range
 from companion.foundations.cross_entropy._softmax import logsumexp, softmax, wide
 
 __all__ = ["cross_entropy", "cross_entropy_backward", "z_loss"]
@@ -14,20 +14,20 @@ __all__ = ["cross_entropy", "cross_entropy_backward", "z_loss"]
 Reduction = Literal["mean", "sum", "none"]
 
 
-def check_targets(targets: Tensor, rows: tuple[int, ...], classes: int, ignore_index: int) -> None:
+def check_targets(
+    targets: Tensor, rows: tuple[int, ...], classes: int, ignore_index: int | None
+) -> None:
     """Require target ids for the given rows, or distributions over the classes.
 
-    Shapes are checked always. Values are read on the CPU only: on an accelerator that would make
-    the host wait at every step, and there the gather by which ids are used fails by itself.
+    Shapes and dtypes are checked always, values where :func:`companion.core.can_read` allows it.
     """
-    readable = targets.device.type == "cpu" and not torch.compiler.is_compiling()
     if targets.is_floating_point():
         if tuple(targets.shape) != (*rows, classes):
             raise ValueError(
                 f"soft targets must have the shape {(*rows, classes)} of the logits, "
                 f"got {tuple(targets.shape)}"
             )
-        if readable and targets.numel():
+        if can_read(targets):
             _check_distributions(targets.detach())
         return
     if tuple(targets.shape) != rows:
@@ -35,8 +35,7 @@ def check_targets(targets: Tensor, rows: tuple[int, ...], classes: int, ignore_i
             f"target ids must have shape {rows}, one id for each row of logits, "
             f"got {tuple(targets.shape)}"
         )
-    if readable:
-        check_ids("targets", targets, classes, ignore=ignore_index)
+    check_ids("targets", targets, classes, ignore=ignore_index)
 
 
 def _check_distributions(targets: Tensor) -> None:
@@ -105,7 +104,7 @@ def cross_entropy(
     Raises:
         ValueError: If shapes or dtypes do not fit, the smoothing is outside [0, 1], an id is out
             of range, or soft targets are negative or do not sum to 1. Values are checked on the
-            CPU, outside of ``torch.compile``.
+            CPU, outside of ``torch.compile`` and ``torch.func.vmap``.
 
     Numerics:
         Finite for finite logits of any size. A masked class (``-inf``) is fine as long as its
@@ -210,7 +209,8 @@ def z_loss(
         reduction: ``"mean"`` over rows, ``"sum"``, or ``"none"``.
 
     Returns:
-        The penalty in squared nats, 0 or above. In float32, or float64 for float64 logits.
+        The penalty in squared nats, 0 or above. In float32, or float64 for float64 logits. The
+        mean over no rows is 0.
 
     Raises:
         ValueError: If the logits are not floating or the reduction is unknown.
@@ -232,4 +232,4 @@ def z_loss(
     squares = logsumexp(wide(logits)) ** 2
     if reduction == "none":
         return squares
-    return squares.sum() if reduction == "sum" else squares.mean()
+    return squares.sum() if reduction == "sum" else squares.sum() / max(squares.numel(), 1)
