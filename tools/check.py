@@ -17,6 +17,11 @@ import chapters as book
 from build_book import equations, minutes
 
 TOOLS = Path(__file__).resolve().parent
+# Annotated shapes and types are checked at run time. As in typing, an int will do for a float.
+SHAPES = (
+    "--jaxtyping-packages=companion,"
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 CODE = ("companion", "tests", "tools", "book/_ext")
 # A chapter imports where a lesson needs it, the last line of a cell shows or hides a value, a short
 # formula is named by a lambda, and a chapter may import all public names of its own module.
@@ -92,7 +97,7 @@ def types(run: Run) -> bool:
 def tests(run: Run) -> bool:
     """Unit, property and meta-device tests, with run-time checks of the annotated shapes."""
     others = ("--ignore=tests/compile", "--ignore=tests/site")
-    return run.pytest("tests", *others, "--jaxtyping-packages=companion,beartype.beartype")
+    return run.pytest("tests", *others, SHAPES)
 
 
 def doctests(run: Run) -> bool:

@@ -77,7 +77,11 @@ def shakespeare_plays(
     plays: dict[str, str] = {}
     for file in data_set("shakespeare").files:
         text = read_text("shakespeare", file.path, directory=directory)
-        title = text.split("\n", 1)[0].lstrip("# ").strip()
+        head = text.split("\n", 1)[0]
+        # One file, Measure for Measure, starts with its first act; its name says what it is.
+        title = head.lstrip("# ").strip()
+        if not head.startswith("# "):
+            title = Path(file.path).stem.replace("-", " ").title().replace(" For ", " for ")
         plays[title] = text if markup else _MARKUP.sub("", text)
     return plays
 

@@ -13,7 +13,8 @@ __all__ = ["as_tensor", "reject_mutants", "relative_error", "value_mutants"]
 
 def as_tensor(label: str, who: str, value: Any) -> Tensor:
     """Return a value as a detached tensor on the CPU in at least float64 if floating."""
-    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    # Through float64: plain Python numbers would be rounded to the default float32 on the way.
+    tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
     tensor = tensor.detach().cpu()
     if tensor.numel() == 0:
         raise VerificationError(f"{label}: {who} is empty, so there is nothing to compare")

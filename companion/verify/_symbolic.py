@@ -190,7 +190,7 @@ def _points(
         yield point
 
 
-def _evaluate(entries: list[sp.Expr], point: Mapping[Any, Any]) -> list[complex | None]:
+def _evaluate(entries: list[sp.Expr], point: Mapping[Any, Any]) -> list[Any]:
     return [_number(entry, point) for entry in entries]
 
 

@@ -187,6 +187,8 @@ def test_analogy_sets_have_the_published_sizes() -> None:
 def test_shakespeare_has_38_plays_and_known_lines() -> None:
     plays = data.shakespeare_plays()
     assert len(plays) == 38
+    assert "Measure for Measure" in plays  # its file has no title
+    assert not [title for title in plays if title.startswith("ACT")]
     assert "To be, or not to be: that is the question:" in plays["Hamlet"]
     text = data.shakespeare()
     assert 4.9e6 < len(text) < 5.0e6

@@ -42,6 +42,17 @@ class TestEqual:
         with pytest.raises(VerificationError, match="differs from matmul"):
             equal("eq:product", wrong, ORACLE, pair, mutants=DROPPED)
 
+    def test_plain_numbers_are_not_rounded(self, pair):
+        rows = pair["x"].sum(-1)
+        equal(
+            "eq:sums",
+            lambda x, w: x.sum(-1),
+            {"plain list": lambda x, w: [float(v) for v in rows]},
+            pair,
+            mutants={"mean": lambda x, w: x.mean(-1)},
+            tol=1e-14,
+        )
+
     def test_every_oracle_counts(self, pair):
         oracles = ORACLE | {"wrong library": lambda x, w: x @ w + 1}
         with pytest.raises(VerificationError, match="differs from wrong library"):
