@@ -321,6 +321,23 @@ def test_embedding_backward_is_the_one_hot_product(g: torch.Generator) -> None:
     torch.testing.assert_close(bp.embedding_backward(grad, IDS, rows=D), expected, **EXACT)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_long_sums_in_half_precision_do_not_stall(dtype: torch.dtype) -> None:
+    """One and one more, summed in bfloat16, stays at 256; 4096 is exact in both dtypes."""
+    count = 4096
+    ids = torch.zeros(count, dtype=torch.long)
+    ones = torch.ones(count, dtype=dtype)
+    column = ones[:, None]
+    made = [
+        bp.index_backward(ones, ids, shape=(2,))[0],
+        bp.embedding_backward(column, ids, rows=2)[0, 0],
+        bp.unbroadcast(ones, shape=(1,))[0],
+        bp.linear_backward(column, column[:1], column)[1][0, 0],
+        bp.linear_backward(column, column[:1], column)[2][0],
+    ]
+    assert all(total.dtype == dtype and float(total) == count for total in made)
+
+
 # --- the engine -------------------------------------------------------------------------------
 
 
@@ -640,6 +657,15 @@ def test_a_value_changed_in_place_is_noticed() -> None:
     node = Node(weight)
     loss = (node * node).sum()
     weight.sub_(0.1)
+    with pytest.raises(RuntimeError, match="changed in place after it was used"):
+        backward(loss)
+
+
+def test_a_constant_changed_in_place_is_noticed() -> None:
+    """The gradient of the weights reads the data, which needs no gradient itself."""
+    data = torch.ones(N, D)
+    loss = (Node(data, needs_grad=False) @ Node(torch.ones(D, H))).sum()
+    data.mul_(2.0)
     with pytest.raises(RuntimeError, match="changed in place after it was used"):
         backward(loss)
 

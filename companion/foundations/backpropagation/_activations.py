@@ -93,7 +93,8 @@ def sigmoid_backward(
 
     Numerics:
         Where the output has rounded to 1 the slope is 0, although the true one is
-        :math:`e^{-x}`: in float32 from :math:`x = 17` on, in bfloat16 from :math:`x = 6` on.
+        :math:`e^{-x}`: in float32 from :math:`x = 17` on, in bfloat16
+        from :math:`x = 6.25` on.
 
     Book: :doc:`/book/foundations/backpropagation`
 
@@ -201,7 +202,7 @@ def silu_backward(
         The slope lies in [-0.0999, 1.0999].
 
     References:
-        S. Elfwing et al., arXiv:1702.03118, eq. 8 and 9.
+        S. Elfwing et al., arXiv:1702.03118, section 2.
 
     Book: :doc:`/book/foundations/backpropagation`
 

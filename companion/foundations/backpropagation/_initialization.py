@@ -2,7 +2,7 @@ r"""Random weights that keep signals at their size.
 
 For :math:`y = x W` with independent entries of mean 0, :math:`\mathrm{Var}[y] = n_{in}
 \mathrm{Var}[w] \, E[x^2]` on the way forward and :math:`\mathrm{Var}[\bar x] = n_{out}
-\mathrm{Var}[w] \, \mathrm{Var}[\bar y]` on the way back. Each rule below answers the question
+\mathrm{Var}[w] \, E[\bar y^2]` on the way back. Each rule below answers the question
 which variance keeps one of them, or both.
 """
 

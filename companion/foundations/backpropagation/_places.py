@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from companion.core import check_ids, check_same_shape, check_shape
+from companion.foundations.backpropagation._activations import wide
 
 __all__ = [
     "Dims",
@@ -179,7 +180,8 @@ def index_backward(grad: Float[Tensor, "..."], index: Any, *, shape: tuple[int, 
         ValueError: If the gradient has not the shape that the index selects.
 
     Numerics:
-        Entries taken twice are added in no fixed order on CUDA, so the last digits may vary.
+        Added up in float32 or better: in bfloat16 a sum of ones would stall at 256. Entries taken
+        twice are added in no fixed order on CUDA, so the last digits may vary.
 
     Book: :doc:`/book/foundations/backpropagation`
 
@@ -193,8 +195,9 @@ def index_backward(grad: Float[Tensor, "..."], index: Any, *, shape: tuple[int, 
     # Number the places of x and select the numbers, so that one rule serves every kind of index.
     places = torch.arange(size, device=grad.device).reshape(shape)[index]
     check_same_shape("grad", grad, "the selection", places)
-    flat = torch.zeros(size, dtype=grad.dtype, device=grad.device)
-    return flat.index_add(0, places.reshape(-1), grad.reshape(-1)).reshape(shape)
+    flat = torch.zeros(size, dtype=wide(grad).dtype, device=grad.device)
+    flat = flat.index_add(0, places.reshape(-1), wide(grad).reshape(-1))
+    return flat.to(grad.dtype).reshape(shape)
 
 
 def embedding_backward(
@@ -219,7 +222,7 @@ def embedding_backward(
         ValueError: If the shapes do not fit, or an id is out of range (read on the CPU only).
 
     Numerics:
-        The result is dense. Rows are added in no fixed order on CUDA.
+        The result is dense. Rows are added up in float32 or better, and in no fixed order on CUDA.
 
     Book: :doc:`/book/foundations/backpropagation`
 
@@ -233,5 +236,5 @@ def embedding_backward(
     if ids.device.type == "cpu":
         check_ids("ids", ids, rows)
     width = grad.shape[-1]
-    table = torch.zeros(rows, width, dtype=grad.dtype, device=grad.device)
-    return table.index_add(0, ids.reshape(-1), grad.reshape(-1, width))
+    table = torch.zeros(rows, width, dtype=wide(grad).dtype, device=grad.device)
+    return table.index_add(0, ids.reshape(-1), wide(grad).reshape(-1, width)).to(grad.dtype)

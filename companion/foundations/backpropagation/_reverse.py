@@ -103,14 +103,13 @@ def backward(
     check_same_shape("grad", grad, "the output", output.value)
     grads = {output: grad}
     for node in reversed(topological_order(output)):
-        if not node.needs_grad:
-            continue
+        # Constants too, since the rules of other nodes read them.
         if version(node.value) != node._version:
             raise RuntimeError(
                 f"the value of {node} was changed in place after it was used: compute the graph "
                 "again, or write the new value into a new tensor"
             )
-        if node._pullback is None:
+        if not node.needs_grad or node._pullback is None:
             continue
         own = grads[node] if keep == "all" else grads.pop(node)
         for parent, part in zip(node.parents, node._pullback(own), strict=True):

@@ -260,18 +260,20 @@ def linear_backward(
 ) -> tuple[Float[Tensor, "*batch d_in"], Float[Tensor, "d_in d_out"], Float[Tensor, " d_out"]]:
     r"""Pull a gradient back through a linear layer :math:`Y = X W + b`.
 
-    .. math:: dX = dY \, W^\top, \qquad dW = X^\top dY, \qquad db = \mathbf 1^\top dY
+    .. math:: \bar X = \bar Y \, W^\top, \qquad \bar W = X^\top \bar Y, \qquad
+        \bar b = \mathbf 1 \, \bar Y
 
-    with the batch axes joined into rows. The first two are :func:`matmul_backward`, the last is
-    :func:`unbroadcast`, since the bias is repeated for every row.
+    with the batch axes joined into rows and :math:`\mathbf 1` a row of ones. The first two are
+    :func:`matmul_backward`, the last is :func:`unbroadcast`, since the bias is repeated for every
+    row.
 
     Args:
         x: Inputs :math:`X`, one row each.
         weight: :math:`W` of shape ``(d_in, d_out)``, the transpose of ``nn.Linear.weight``.
-        grad: Gradient :math:`dY` with respect to the outputs.
+        grad: Gradient :math:`\bar Y` with respect to the outputs.
 
     Returns:
-        :math:`dX`, :math:`dW` and :math:`db`, each in the shape of its variable.
+        :math:`\bar X`, :math:`\bar W` and :math:`\bar b`, each in the shape of its variable.
 
     Raises:
         ValueError: If an argument is not floating, or the shapes do not fit.
