@@ -5,6 +5,7 @@ from companion.core.random import generator, rand, randint, randn
 from companion.core.training import TrainingLog, train
 from companion.core.validation import (
     can_read,
+    check_count,
     check_finite,
     check_floating,
     check_ids,
@@ -16,6 +17,7 @@ from companion.core.validation import (
 __all__ = [
     "TrainingLog",
     "can_read",
+    "check_count",
     "check_finite",
     "check_floating",
     "check_ids",

@@ -11,6 +11,7 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wr
 
 __all__ = [
     "can_read",
+    "check_count",
     "check_finite",
     "check_floating",
     "check_ids",
@@ -111,6 +112,28 @@ def check_in_range(
     if not (above and below):
         interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
         raise ValueError(f"{name} must lie in {interval}, got {value}")
+
+
+def check_count(name: str, value: int, *, low: int = 1, high: int | None = None) -> None:
+    """Require a whole number of at least ``low`` and, where given, at most ``high``.
+
+    Args:
+        name: What the caller calls the number.
+        value: The number.
+        low: Smallest value.
+        high: Largest value, or ``None``.
+
+    Raises:
+        ValueError: If the number lies outside.
+
+    Example:
+        >>> check_count("epochs", 0)
+        Traceback (most recent call last):
+        ValueError: epochs must be 1 or more, got 0
+    """
+    if value < low or (high is not None and value > high):
+        wanted = f"{low} or more" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
 def can_read(tensor: Tensor) -> bool:

@@ -298,7 +298,7 @@ def test_steps_shrink_as_the_learning_rate_grows():
 ERRORS = {
     "square": ({"counts": torch.eye(2).to_sparse()}, "3 by 3"),
     "empty": ({"counts": torch.zeros(3, 3).to_sparse()}, "no non-empty cell"),
-    "dim": ({"counts": torch.eye(3).to_sparse(), "dim": 0}, "dim must be at least 1, got 0"),
+    "dim": ({"counts": torch.eye(3).to_sparse(), "dim": 0}, "dim must be 1 or more, got 0"),
     "rate": ({"counts": torch.eye(3).to_sparse(), "learning_rate": 0.0}, "learning_rate"),
 }  # fmt: skip
 

@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from companion.core import check_ids, check_in_range
-from companion.foundations.embeddings._checks import check_count
+from companion.core import check_count, check_ids, check_in_range
 
 __all__ = [
     "Corpus",

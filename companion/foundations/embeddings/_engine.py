@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from companion.core import check_in_range
-from companion.foundations.embeddings._checks import check_count
+from companion.core import check_count, check_in_range
 from companion.foundations.embeddings._corpus import (
     Corpus,
     keep_probability,

@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_shape
-from companion.foundations.embeddings._checks import check_count
+from companion.core import check_count, check_shape
 from companion.foundations.embeddings._corpus import Vocabulary
 from companion.foundations.embeddings._model import Embeddings
 

@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from companion.core import resolve_device
+from companion.core import check_count, resolve_device
 from companion.foundations.embeddings._blocks import (
     block_coefficients,
     block_gradients,
     block_loss,
 )
-from companion.foundations.embeddings._checks import check_count
 from companion.foundations.embeddings._corpus import Corpus
 from companion.foundations.embeddings._engine import Chunk, Sampler, Schedule, initial_tables, run
 from companion.foundations.embeddings._model import Embeddings

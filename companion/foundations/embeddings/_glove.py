@@ -4,8 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_in_range, check_same_shape, resolve_device
-from companion.foundations.embeddings._checks import check_count
+from companion.core import check_count, check_in_range, check_same_shape, resolve_device
 from companion.foundations.embeddings._corpus import Vocabulary
 from companion.foundations.embeddings._model import Embeddings
 

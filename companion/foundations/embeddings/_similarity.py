@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_same_shape
-from companion.foundations.embeddings._checks import check_count
+from companion.core import check_count, check_same_shape
 
 __all__ = [
     "AnalogyScore",

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion.foundations.language_models._checks import check_integer
+from companion.core import check_count
 from companion.foundations.language_models._merges import learn, replay
 from companion.foundations.language_models._pretokenize import pattern
 
@@ -237,7 +237,7 @@ class BPE:
         Numerics:
             Memory is that of a few blocks, or of the longest piece of the text if that is longer.
         """
-        check_integer("block", block, low=1)
+        check_count("block", block, low=1)
         special = self._special_pattern if allow_special else None
         # The decision where a piece ends has looked at no more than two further characters, and
         # a special token that starts in the piece would be seen up to its end.
@@ -322,7 +322,7 @@ class BPE:
         Raises:
             ValueError: If a merge spells a special token, for which that format has no place.
         """
-        names = {**{i: name for name, i in self.special_tokens.items()}}
+        names = {i: name for name, i in self.special_tokens.items()}
         shown = [names.get(i) or "".join(_TO_CHAR[b] for b in t) for i, t in enumerate(self.tokens)]
         if len(set(shown)) < len(shown):
             double = next(name for name, many in Counter(shown).items() if many > 1)

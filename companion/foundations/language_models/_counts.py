@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from companion.core import check_ids, check_shape
-from companion.foundations.language_models._checks import check_integer
+from companion.core import check_count, check_ids, check_shape
 
 __all__ = ["NGramCounts", "count_ngrams", "find", "windows"]
 
@@ -47,8 +46,8 @@ def windows(
         >>> contexts.tolist(), symbols.tolist()
         ([[7, 7], [7, 4], [4, 5]], [4, 5, 0])
     """
-    check_integer("order", order, low=1)
-    check_integer("eos", eos, low=0, high=vocab_size - 1)
+    check_count("order", order, low=1)
+    check_count("eos", eos, low=0, high=vocab_size - 1)
     if not texts:
         raise ValueError("texts must hold at least one text, got none")
     pad = texts[0].new_full((order - 1,), vocab_size)
@@ -103,7 +102,7 @@ class NGramCounts:
         Raises:
             ValueError: If the order is out of range.
         """
-        check_integer("order", order, low=1, high=self.order)
+        check_count("order", order, low=1, high=self.order)
         return NGramCounts(
             self.vocab_size,
             self.context_keys[:order],
@@ -186,7 +185,7 @@ class NGramCounts:
         Raises:
             ValueError: If the order is n or more: what precedes was not counted.
         """
-        check_integer("order", order, low=1, high=self.order - 1)
+        check_count("order", order, low=1, high=self.order - 1)
         longer = self.gram_keys[order]
         # The key of a context is (oldest symbol, id of the rest): the rest is a remainder.
         rest = self.context_keys[order][longer // self.vocab_size]

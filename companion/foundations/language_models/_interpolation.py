@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from companion.core import check_floating, check_shape
-from companion.foundations.language_models._checks import check_integer
+from companion.core import check_count, check_floating, check_shape
 from companion.foundations.language_models._counts import NGramCounts, find
 from companion.foundations.language_models._ngram import NGramModel
 
@@ -92,7 +91,7 @@ def fit_mixture(probs: Float[Tensor, "token models"], *, steps: int = 50) -> Mix
         tensor([0.7083, 0.2917])
     """
     check_floating("probs", probs)
-    check_integer("steps", steps, low=1)
+    check_count("steps", steps, low=1)
     _check_possible(probs)
     weights = torch.full_like(probs[0], 1.0 / probs.shape[1])
     history = []
@@ -169,8 +168,8 @@ def jelinek_mercer(
 
     Book: :doc:`/book/foundations/language_models`
     """
-    check_integer("buckets", buckets, low=1)
-    check_integer("steps", steps, low=1)
+    check_count("buckets", buckets, low=1)
+    check_count("steps", steps, low=1)
     check_shape("symbols", symbols, (contexts.shape[0],))
     # For each order: the bucket of every context seen, and the relative frequency of every n-gram.
     totals = [counts.context_total(k).double() for k in range(1, counts.order + 1)]

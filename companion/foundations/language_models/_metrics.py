@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_floating
-from companion.foundations.language_models._checks import check_integer
+from companion.core import check_count, check_floating
 
 __all__ = ["bits_per_byte", "perplexity"]
 
@@ -57,8 +56,9 @@ def bits_per_byte(log_probs: Float[Tensor, "*tokens"], *, size: int) -> Float[Te
         size: Length of the text in bytes, 1 or more.
 
     Returns:
-        A number from 0 up. It does not depend on what a token is, so models with different
-        tokenizers can be compared on the same text. An upper bound of the text's entropy.
+        A number from 0 up. The unit does not depend on what a token is, so models with different
+        tokenizers can be compared on the same text. Its mean over texts is at least the entropy
+        of their source. Where a text has several tokenizations, that of one is an upper bound.
 
     Raises:
         ValueError: If there is no token, the dtype is not floating, or the size is below 1.
@@ -72,5 +72,5 @@ def bits_per_byte(log_probs: Float[Tensor, "*tokens"], *, size: int) -> Float[Te
         >>> bits_per_byte(torch.tensor([0.5, 0.125]).log(), size=8)
         tensor(0.5000)
     """
-    check_integer("size", size, low=1)
+    check_count("size", size, low=1)
     return -_checked(log_probs).sum() / (size * math.log(2))

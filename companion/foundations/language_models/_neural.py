@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from companion.core import check_ids, check_shape, randn
-from companion.foundations.language_models._checks import check_integer
+from companion.core import check_count, check_ids, check_shape, randn
 
 __all__ = ["NPLM", "NPLMConfig"]
 
@@ -31,7 +30,7 @@ class NPLMConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "dim", "hidden"):
-            check_integer(name, getattr(self, name), low=1)
+            check_count(name, getattr(self, name), low=1)
 
 
 class NPLM(nn.Module):

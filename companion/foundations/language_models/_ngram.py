@@ -107,7 +107,7 @@ class NGramModel:
             ValueError: If the contexts are too short, or an id is out of range.
 
         Numerics:
-            Two binary searches for each order and symbol. Every term of the chain is positive, so
+            Two binary searches for each order and symbol. No term of the chain is negative, so
             nothing cancels.
         """
         check_ids("symbols", symbols, self.vocab_size)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from companion.foundations.language_models._checks import check_integer
+from companion.core import check_count
 
 __all__ = ["ClosedVocabulary", "sentences"]
 
@@ -91,7 +91,7 @@ class ClosedVocabulary:
         Raises:
             ValueError: If ``min_count`` is below 1.
         """
-        check_integer("min_count", min_count, low=1)
+        check_count("min_count", min_count, low=1)
         counted = Counter(word for text in texts for word in text)
         kept = [word for word, count in counted.items() if count >= min_count]
         kept.sort(key=lambda word: (-counted[word], word))

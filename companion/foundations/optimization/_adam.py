@@ -72,7 +72,8 @@ def adam_update(
         first: First moment :math:`m_{t-1}`, zero at the start.
         second: Second moment :math:`v_{t-1}`, zero at the start.
         step: :math:`t`, 1 for the first update.
-        lr: Learning rate :math:`\eta \ge 0`. About the largest change of a coordinate in a step.
+        lr: Learning rate :math:`\eta \ge 0`. A coordinate usually moves by about it or less in a
+            step; the bound is 7.3 times it at the default rates.
         betas: :math:`\beta_1, \beta_2` in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root and added after the bias correction.
         weight_decay: :math:`\lambda \ge 0`, coupled: :math:`\lambda \theta` is added to the

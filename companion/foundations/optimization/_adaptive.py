@@ -44,8 +44,9 @@ def adagrad_update(
 
     References:
         J. Duchi, E. Hazan and Y. Singer, "Adaptive subgradient methods for online learning and
-        stochastic optimization", JMLR 12, 2011, doi:10.5555/1953048.2021068. The paper adds
-        :math:`\delta` to the root as here. PyTorch's ``lr_decay`` and initial sum are left out.
+        stochastic optimization", JMLR 12, 2011, https://jmlr.org/papers/v12/duchi11a.html. The
+        paper adds :math:`\delta` to the root as here. PyTorch's ``lr_decay`` and initial sum are
+        left out.
 
     Book: :doc:`/book/foundations/optimization`
 

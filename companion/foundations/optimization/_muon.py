@@ -20,7 +20,7 @@ __all__ = ["CUBIC", "QUINTIC", "Muon", "muon_scale", "muon_update", "newton_schu
 CUBIC = (1.5, -0.5, 0.0)
 
 #: Coefficients of Muon. Steep at zero, so that small singular values grow fast; they end up
-#: between about 0.7 and 1.2 instead of at 1.
+#: between about 0.68 and 1.21 instead of at 1.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 _SCALES = ("original", "match_rms", "none")
