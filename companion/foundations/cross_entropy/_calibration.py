@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from companion.core import check_finite, check_floating, check_same_shape
@@ -128,7 +128,7 @@ def expected_calibration_error(
 
 
 def fit_temperature(
-    logits: Float[Tensor, "n classes"], targets: Int[Tensor, " n"], *, tol: float = 1e-10
+    logits: Float[Tensor, "n classes"], targets: Integer[Tensor, " n"], *, tol: float = 1e-10
 ) -> float:
     r"""Fit the temperature that minimizes the cross-entropy of held-out predictions.
 

@@ -9,7 +9,7 @@ throw the chunk's logits away.
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from companion.core import check_floating, check_in_range, check_shape
@@ -26,7 +26,7 @@ __all__ = ["chunked_cross_entropy", "linear_cross_entropy"]
 def linear_cross_entropy(
     hidden: Float[Tensor, "*batch d"],
     weight: Float[Tensor, "d vocab"],
-    targets: Int[Tensor, "*batch"],
+    targets: Integer[Tensor, "*batch"],
     *,
     label_smoothing: float = 0.0,
     z_weight: float = 0.0,
@@ -85,7 +85,7 @@ def linear_cross_entropy(
 def chunked_cross_entropy(
     hidden: Float[Tensor, "*batch d"],
     weight: Float[Tensor, "d vocab"],
-    targets: Int[Tensor, "*batch"],
+    targets: Integer[Tensor, "*batch"],
     *,
     chunk_size: int | None = None,
     label_smoothing: float = 0.0,

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from companion.core import can_read, check_floating, check_ids, check_in_range
@@ -73,7 +73,7 @@ def _prepare(
 
 def cross_entropy(
     logits: Float[Tensor, "*batch classes"],
-    targets: Int[Tensor, "*batch"] | Float[Tensor, "*batch classes"],
+    targets: Integer[Tensor, "*batch"] | Float[Tensor, "*batch classes"],
     *,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
@@ -144,7 +144,7 @@ def cross_entropy(
 
 def cross_entropy_backward(
     logits: Float[Tensor, "*batch classes"],
-    targets: Int[Tensor, "*batch"] | Float[Tensor, "*batch classes"],
+    targets: Integer[Tensor, "*batch"] | Float[Tensor, "*batch classes"],
     *,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
