@@ -7,7 +7,7 @@ It reads what the chapters' run left behind and never runs anything itself:
 - ``facts`` and ``tables`` make the chapter header, the source map, the errata, and the glossary;
 - ``reference`` documents the companion library from its docstrings;
 - ``bibliography`` lists references by author and year;
-- ``exercises`` keeps the ids of a page unique;
+- ``unique_ids`` keeps the ids of a page unique;
 - ``assets`` serves MathJax and the style sheet from the book itself.
 """
 
@@ -17,11 +17,11 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from . import assets, bibliography, exercises, facts, ledger, plan, reference, tables
+from . import assets, bibliography, facts, ledger, plan, reference, tables, unique_ids
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register every part of the extension."""
-    for part in (assets, bibliography, exercises, plan, ledger, facts, tables, reference):
+    for part in (assets, bibliography, plan, ledger, facts, tables, reference, unique_ids):
         part.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

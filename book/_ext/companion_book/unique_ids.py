@@ -1,4 +1,4 @@
-"""Make ids unique: sphinx-exercise gives the content of every exercise of a page the same one."""
+"""Make ids unique: sphinx-exercise and sphinx-proof give the same ones to every block of a page."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
-REPEATED = frozenset(["exercise-content", "solution-content"])
+REPEATED = frozenset(["exercise-content", "solution-content", "proof-content", "proof"])
 
 
 def drop_repeated_ids(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Keep the content sections, without the id that nothing links to."""
-    for section in doctree.findall(nodes.section):
-        section["ids"] = [name for name in section["ids"] if name not in REPEATED]
+    """Keep the blocks, without the ids that nothing links to."""
+    for kind in (nodes.section, nodes.admonition):
+        for node in doctree.findall(kind):
+            node["ids"] = [name for name in node["ids"] if name not in REPEATED]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
