@@ -10,16 +10,16 @@ Sub-packages load on first use, so ``import companion`` costs little more than `
 Example:
     >>> import companion
     >>> companion.__version__
-    '0.1.0'
+    '0.2.0'
 """
 
 import importlib
 from types import ModuleType
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 #: Sub-packages in reading order. Imports between them run in this direction only.
-_PACKAGES = ("core", "verify", "data", "foundations")
+_PACKAGES = ("core", "verify", "data", "foundations", "transformer")
 
 __all__ = ["__version__", *_PACKAGES]
 

@@ -83,8 +83,8 @@ def cross_entropy(
 
     .. math:: L_n = -\sum_k y_{nk} \log p_{nk} = \mathrm{lse}(z_n) - \langle y_n, z_n \rangle
 
-    The second form holds because the targets sum to one. It is the one computed: the difference
-    of two numbers, with no probability in between.
+    The second form holds because the targets sum to one: a difference of two numbers, with no
+    probability in between. Soft targets are computed so, hard ones from the log-probabilities.
 
     Args:
         logits: Scores :math:`z` in nats, rows of :math:`K` classes.
@@ -126,17 +126,24 @@ def cross_entropy(
         # 0 * -inf is NaN, but a class of weight 0 adds nothing.
         absent = (y == 0) & torch.isneginf(z)
         score = (y * z.masked_fill(absent, 0.0)).sum(-1)
+        if label_smoothing > 0:
+            score = (1 - label_smoothing) * score + label_smoothing * z.mean(-1)
+        losses = logsumexp(z) - score
     else:
         targets = targets.long()  # a narrow type may not hold ignore_index
         counts = targets != ignore_index
         # Any valid id will do where the row does not count.
         ids = torch.where(counts, targets, torch.zeros_like(targets))
-        # An ignored row may hold anything, NaN included. Replaced here, it cannot reach a gradient.
-        z = torch.where(counts.unsqueeze(-1), z, torch.zeros_like(z))
-        score = z.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    if label_smoothing > 0:
-        score = (1 - label_smoothing) * score + label_smoothing * z.mean(-1)
-    losses = torch.where(counts, logsumexp(z) - score, torch.zeros_like(score))
+        if not (can_read(counts) and bool(counts.all())):
+            # An ignored row may hold anything, NaN included. Replaced here, it cannot reach a
+            # gradient. The copy costs a pass over all logits, so it is made only where needed.
+            z = torch.where(counts.unsqueeze(-1), z, torch.zeros_like(z))
+        # PyTorch's kernel makes z - lse(z) in one pass, where the formula takes five.
+        log_p = torch.log_softmax(z, -1)
+        score = log_p.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+        if label_smoothing > 0:
+            score = (1 - label_smoothing) * score + label_smoothing * log_p.mean(-1)
+        losses = torch.where(counts, -score, torch.zeros_like(score))
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.sum() / counts.sum().clamp_min(1)
