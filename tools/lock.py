@@ -36,6 +36,10 @@ PLATFORMS = {
         "platform_machine": "aarch64",
     },
 }
+BENCH_HEADER = """\
+# What `make bench` installs beside requirements/lock.txt: the extra bench, at exact versions.
+# Written by `make lock` (tools/lock.py): change pyproject.toml, not this file.
+"""
 HEADER = """\
 # Exact versions of everything that .[book,test] and the build of the package need,
 # for Python {first} to {last} on Linux and macOS.
@@ -45,12 +49,19 @@ HEADER = """\
 
 
 def roots(root: Path) -> list[str]:
-    """Return the requirements of pyproject.toml, all extras and the build backend included."""
+    """Return the requirements of pyproject.toml, the build backend and all extras but bench."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-    extras = project["project"].get("optional-dependencies", {})
+    extras = dict(project["project"].get("optional-dependencies", {}))
+    extras.pop("bench", None)
     build = project.get("build-system", {}).get("requires", [])
     listed = [*project["project"]["dependencies"], *(r for e in extras.values() for r in e), *build]
     return [*listed, "editables", "pip"]  # editables: what hatchling needs for `pip install -e`
+
+
+def peers(root: Path) -> list[str]:
+    """Return what the extra bench asks for."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    return list(project["project"]["optional-dependencies"]["bench"])
 
 
 def resolve(python: str, requirements: list[str], constraints: dict[str, str]) -> list[dict]:
@@ -144,6 +155,19 @@ def main() -> None:
     header = HEADER.format(first=PYTHONS[0], last=PYTHONS[-1])
     lock.write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
     print(f"lock: {len(lines)} pins in {lock.relative_to(ROOT)}")
+    lock_bench(interpreters, by_python)
+
+
+def lock_bench(interpreters: dict[str, str], locked: dict[str, dict[str, str]]) -> None:
+    """Write requirements/bench.txt: what the extra bench adds to the lock."""
+    added = {}
+    for version, python in interpreters.items():
+        found = pins(resolve(python, peers(ROOT), locked[version]))
+        added[version] = {n: v for n, v in found.items() if n not in locked[version]}
+    lines = merge(added)
+    path = ROOT / "requirements" / "bench.txt"
+    path.write_text(BENCH_HEADER + "\n".join(lines) + "\n", encoding="utf-8")
+    print(f"lock: {len(lines)} pins in {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

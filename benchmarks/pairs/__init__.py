@@ -1,0 +1,20 @@
+"""All pairs, by name, in the order of the table."""
+
+from benchmarks._pair import Pair
+from benchmarks.pairs import (
+    attention,
+    embeddings,
+    losses,
+    models,
+    norms,
+    optimizers,
+    tokenization,
+)
+
+__all__ = ["PAIRS"]
+
+PAIRS: dict[str, Pair] = {
+    pair.name: pair
+    for module in (embeddings, tokenization, losses, optimizers, attention, norms, models)
+    for pair in module.pairs()
+}

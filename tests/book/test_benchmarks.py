@@ -1,0 +1,131 @@
+"""The benchmark can tell equal from different, and met from missed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import __main__ as bench
+from benchmarks import _worker as worker
+from benchmarks._growth import slope
+from benchmarks._pair import Pair, close
+from benchmarks.pairs import PAIRS
+
+
+def test_pairs_say_what_they_measure() -> None:
+    assert len(PAIRS) > 20
+    for name, pair in PAIRS.items():
+        assert name == pair.name
+        assert name.count("/") == 1
+        assert pair.task
+        assert pair.peer
+
+
+def test_results_that_differ_are_refused() -> None:
+    same = close(1e-5)
+    x = torch.tensor([1.0, -200.0])
+    same(x + 1e-4, x)
+    with pytest.raises(AssertionError, match="results differ by"):
+        same(x + 1.0, x)
+    with pytest.raises(AssertionError, match="shapes"):
+        same(x[:1], x)
+    with pytest.raises(AssertionError, match="1 results against 2"):
+        same([x], [x, x])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "memory", "marks", "met"),
+    [
+        (1.2, 0.5, (1.0, None), True),
+        (0.9, 0.5, (1.0, None), False),
+        (0.9, 0.5, (None, None), None),
+        (1.2, 0.5, (1.0, 0.4), False),
+        (1.2, 0.3, (None, 0.4), True),
+    ],
+)
+def test_a_verdict_follows_the_marks(
+    ratio: float, memory: float, marks: tuple[Any, Any], met: bool | None
+) -> None:
+    row = {
+        "ratio": ratio,
+        "memory_ratio": memory,
+        "speed_mark": marks[0],
+        "memory_mark": marks[1],
+    }
+    assert bench.verdict(row) is met
+
+
+def test_an_exponent_is_fitted() -> None:
+    lengths = (3, 7, 19)
+    assert slope(lengths, [5e-6 * n**1.5 for n in lengths]) == pytest.approx(1.5)
+
+
+def test_what_was_asked_for_is_measured() -> None:
+    assert [pair.name for pair in bench.chosen(["loss"], "cpu")] == ["loss/full", "loss/chunked"]
+    assert [pair.name for pair in bench.chosen(["bpe/train"], "cpu")] == ["bpe/train"]
+    assert "bpe/train" not in {pair.name for pair in bench.chosen([], "cuda")}
+    with pytest.raises(SystemExit, match="no pair or group speed; there are embedding/sgns"):
+        bench.chosen(["speed"], "cpu")
+
+
+def pair_of(ours: str, theirs: str, **options: Any) -> Pair:
+    return Pair(name="a/b", task="t", peer="p", ours=None, theirs=None, same=close(0.0), **options)  # type: ignore[arg-type]
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any]) -> list[str]:
+    asked: list[str] = []
+
+    def ask(module: str, name: str, job: str, *rest: str, threads: int) -> dict[str, Any]:
+        asked.append(job)
+        answer = answers[job]
+        if isinstance(answer, Exception):
+            raise answer
+        return dict(answer)
+
+    monkeypatch.setattr(bench, "ask", ask)
+    return asked
+
+
+def test_sides_alternate_after_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, its = {"seconds": [2.0, 1.0, 9.0], "bytes": 1 << 22}, {"seconds": [6.0], "bytes": 1 << 23}
+    asked = answering(monkeypatch, {"check": {"same": True}, "ours": mine, "theirs": its})
+    row = bench.compare(pair_of("", "", speed=2.9), "cpu", 2)
+    assert asked == ["check", "ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert (row["ratio"], row["memory_ratio"], row["met"]) == (3.0, 0.5, True)
+    assert "met" in bench.line(row)
+
+
+@pytest.mark.parametrize(
+    ("check", "shown"),
+    [
+        ({"missing": ["gensim"]}, "peer missing: gensim"),
+        ({"same": False, "why": "results differ by 1"}, "FAILED: the results differ"),
+        (bench.Failed("out of memory"), "FAILED: out of memory"),
+    ],
+)
+def test_a_missing_peer_and_a_failure_are_reported(
+    monkeypatch: pytest.MonkeyPatch, check: Any, shown: str
+) -> None:
+    asked = answering(monkeypatch, {"check": check})
+    row = bench.compare(pair_of("", ""), "cpu", 2)
+    assert asked == ["check"]
+    assert shown in bench.line(row)
+
+
+def test_peak_memory_is_seen() -> None:
+    device = torch.device("cpu")
+    side = lambda: float(torch.ones(1 << 23).sum())  # noqa: E731 (32 MiB)
+    taken = worker.memory(side, device)
+    assert 0.8 * (1 << 25) < taken < 2 * (1 << 25)
+
+
+def test_a_pair_runs_from_the_command_line(tmp_path: Path) -> None:
+    answer = bench.ask("benchmarks._worker", "norm/rms-by-hand", "check", threads=1)
+    assert answer == {"same": True}
+    timed = bench.ask(
+        "benchmarks._worker", "norm/rms-by-hand", "ours", "--seconds", "0.01", threads=1
+    )
+    assert len(timed["seconds"]) >= 3
+    assert json.dumps(timed)
