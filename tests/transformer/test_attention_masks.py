@@ -228,9 +228,7 @@ def test_sizes_are_checked_without_a_device_and_devices_without_an_index() -> No
     first = Mask(lambda b, h, i, j: j <= i, device=torch.device("cuda", 0))
     first.check(N, M, batch=None, device=torch.device("cuda"))  # as users write it
     for other in ("cuda:1", "cpu"):
-        with pytest.raises(
-            ValueError, match=f"tensors are on cuda:0, but the inputs are on {other}"
-        ):
+        with pytest.raises(ValueError, match=f"are on cuda:0, but the inputs are on {other}"):
             first.check(N, M, batch=None, device=torch.device(other))
 
 
