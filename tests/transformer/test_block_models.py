@@ -1,6 +1,7 @@
 """Encoder, decoder and encoder-decoder: what a position may depend on, caches, errors."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import config as jaxtyping_config
 from torch import Tensor, nn
 
 from companion.transformer.attention import sliding_window
@@ -226,6 +228,19 @@ def test_a_further_mask_narrows_what_a_decoder_reads() -> None:
     torch.testing.assert_close(model(ids, mask=dense), model(ids, mask=sliding_window(2)))
 
 
+@torch.no_grad()
+def test_a_further_mask_meets_a_cache_with_its_offset() -> None:
+    model = spread(Decoder(CONFIG))
+    ids = some_ids(2, N)
+    cache = model.cache(2, N)
+    parts = []
+    for part in ids.split([3, 1, 1, 2], dim=1):
+        window = sliding_window(2, offset=cache.length)
+        parts.append(model(part, cache=cache, mask=window))
+    whole = model(ids, mask=sliding_window(2))
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-11, atol=1e-11)
+
+
 def test_last_gives_the_last_logits_only() -> None:
     model = spread(Decoder(CONFIG))
     ids = some_ids(2, N)
@@ -337,6 +352,16 @@ def test_every_configuration_is_causal_and_counted(
 # --- errors --------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Our own errors are the subject; a run with checked annotations would come before them."""
+    before = jaxtyping_config.jaxtyping_disable
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_a_description_is_frozen_and_checked() -> None:
     with pytest.raises(FrozenInstanceError):
         CONFIG.dim = 13  # type: ignore[misc]
@@ -348,11 +373,17 @@ def test_a_description_is_frozen_and_checked() -> None:
         ({"norm_place": "mid"}, "norm_place must be one of pre, post, got 'mid'"),
         ({"activation": "tanh"}, "activation must be one of .* got 'tanh'"),
         ({"segments": -1}, "segments must be 0 or more"),
+        ({"kv_heads": 0}, "kv_heads must be 1 or more, got 0"),
+        ({"kv_heads": -2}, "kv_heads must be 1 or more, got -2"),
+        ({"head_dim": 0}, "head_dim must be 1 or more, got 0"),
+        ({"norm_eps": float("inf")}, r"norm_eps must lie in \[0\.0, inf\), got inf"),
+        ({"positions": "rope"}, r"positions must be a description .* got 'rope'"),
     ):
         with pytest.raises(ValueError, match=message):
             replace(CONFIG, **change)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_inputs_get_errors_that_name_the_values() -> None:
     decoder, encoder = Decoder(CONFIG), Encoder(CONFIG)
     ids = some_ids(2, N)
@@ -379,6 +410,31 @@ def test_bad_inputs_get_errors_that_name_the_values() -> None:
         decoder(ids, mask=torch.ones(2, 1, N, N + 1, dtype=torch.bool))
     with pytest.raises(ValueError, match="mask must be Bool"):
         decoder.run(ids, mask=torch.ones(N, N))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_kinds_of_models_are_known_by_name() -> None:
+    kind: Any = "codec"
+    with pytest.raises(ValueError, match=r"kind must be encoder, .* got 'codec'"):
+        parameter_count(CONFIG, kind=kind)
+
+
+def test_empty_sequences_and_foreign_caches_are_refused() -> None:
+    decoder, ids = Decoder(CONFIG), some_ids(2, N)
+    with pytest.raises(ValueError, match="tokens of each sequence must be 1 or more, got 0"):
+        decoder(ids[:, :0])
+    for layers in (2, 4):
+        other = Decoder(replace(CONFIG, layers=layers)).cache(2, N)
+        with pytest.raises(ValueError, match=f"cache has {layers} layers, and the model 3"):
+            decoder(ids, cache=other)
+        assert other.layers[0].length == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_ids_may_be_integers_of_any_width(dtype: torch.dtype) -> None:
+    for kind in (Encoder, Decoder):
+        model = kind(CONFIG)
+        torch.testing.assert_close(model(some_ids(2, N).to(dtype)), model(some_ids(2, N)))
 
 
 def test_a_full_cache_says_so_and_keeps_what_it_holds() -> None:

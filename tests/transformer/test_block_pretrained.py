@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 from companion import data
@@ -373,6 +373,67 @@ def test_any_bert_checkpoint_loads(tmp_path: Path, options: dict[str, Any]) -> N
     torch.testing.assert_close(mine[real], its[real], rtol=1e-10, atol=1e-10)
 
 
+def test_a_bert_with_the_older_names_of_norms_loads(tmp_path: Path) -> None:
+    theirs = saved_bert(tmp_path).bert
+    path = tmp_path / "model.safetensors"
+    older = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    tensors = load_file(path)
+    for new, old in older.items():
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    assert sum("gamma" in name for name in tensors) > 6
+    save_file(tensors, path)
+    ours = load_pretrained(tmp_path)
+    with torch.no_grad():
+        its = theirs(some_ids()).last_hidden_state
+        torch.testing.assert_close(ours.model(some_ids()), its, **CLOSE)
+
+
+def test_dynamic_scaling_reads_beyond_the_context_of_training(tmp_path: Path) -> None:
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0}
+    theirs = saved_llama(tmp_path, rope_parameters=dynamic)
+    ours = load_pretrained(tmp_path)
+    assert ours.model.config.context == 3 * 64
+    ids = some_ids(149)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.model(ids), theirs(ids).logits, **CLOSE)
+    with pytest.raises(ValueError, match="193 tokens are more than the model's context of 192"):
+        ours.model(some_ids(193))
+
+
+def test_a_start_token_that_the_tokenizer_adds_is_not_doubled(tmp_path: Path) -> None:
+    saved_llama(tmp_path)
+    words = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    plain = load_pretrained(tmp_path)
+    words.post_processor = processors.TemplateProcessing(single="w1 $A", special_tokens=[("w1", 1)])
+    words.save(str(tmp_path / "tokenizer.json"))
+    # The template writes the start token itself, as that of Llama 3 does.
+    template = "w1 {{ messages[0]['content'] }}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    adding = load_pretrained(tmp_path)
+    assert isinstance(plain, TextDecoder)
+    assert isinstance(adding, TextDecoder)
+    assert adding.start == 1
+    torch.testing.assert_close(adding.nats("w3 w4 w5"), plain.nats("w3 w4 w5"))
+    assert adding.nats("w3 w4 w5").shape == (3,)
+    wanted = greedy(plain.model, torch.tensor([[1, 3, 4]]), tokens=5, stop=adding.stop)[0]
+    ended = [token for token in wanted.tolist() if token not in adding.stop]
+    assert adding.chat("w3 w4", tokens=5) == " ".join(f"w{token}" for token in ended)
+
+
+def test_a_continuation_keeps_its_first_space(tmp_path: Path) -> None:
+    saved_llama(tmp_path)
+    pieces = {"<unk>": 0, "\u2581a": 1, "b": 2} | {f"\u2581w{k}": k for k in range(3, VOCAB)}
+    made = Tokenizer(models.WordLevel(pieces, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    ours = load_pretrained(tmp_path)
+    assert isinstance(ours, TextDecoder)
+    assert made.decode([3]) == "w3"  # alone, the space is gone
+    assert ours._decode_after([3, 4], [5, 2]) == " w5b"
+    assert ours._decode_after([3], []) == ""
+
+
 def test_pooling_follows_the_checkpoint(tmp_path: Path) -> None:
     saved_bert(tmp_path)
     (tmp_path / "1_Pooling").mkdir()
@@ -467,6 +528,9 @@ def test_a_head_that_contradicts_the_configuration_is_refused(tmp_path: Path) ->
         ({"partial_rotary_factor": 0.5}, "rotating a part"),
         ({"hidden_act": "mish"}, "activation 'mish'"),
         ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_size": "24"}, r"config\.json holds a value of a wrong type"),
+        ({"num_key_value_heads": 0}, "kv_heads must be 1 or more, got 0"),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"quantized weights \('fp8'\)"),
     ],
 )
 def test_unsupported_options_are_refused_by_name(
@@ -478,6 +542,28 @@ def test_unsupported_options_are_refused_by_name(
     path.write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
     with pytest.raises(ValueError, match=message):
         load_pretrained(tmp_path)
+
+
+def test_files_that_are_not_what_they_should_be_are_named(tmp_path: Path) -> None:
+    saved_llama(tmp_path, shard="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    kept = index.read_text()
+    for wrong in ("{}", '{"weight_map": []}'):
+        index.write_text(wrong)
+        with pytest.raises(ValueError, match=r"index\.json must map tensors to files"):
+            load_pretrained(tmp_path)
+    index.write_text(kept)
+    (tmp_path / "tokenizer.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):
+        load_pretrained(tmp_path)
+
+
+def test_a_sentence_without_tokens_is_refused(tmp_path: Path) -> None:
+    saved_bert(tmp_path)
+    model = load_pretrained(tmp_path)
+    assert isinstance(model, TextEncoder)
+    with pytest.raises(ValueError, match="sentence 1 has no tokens"):
+        model.embed(["w3 w4", ""])
 
 
 def test_altered_weights_of_the_packaged_models_are_refused(tmp_path: Path) -> None:

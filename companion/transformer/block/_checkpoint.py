@@ -159,7 +159,8 @@ def load_pretrained(
     The layout is the usual one of Hugging Face: ``config.json``, ``tokenizer.json``, and the
     weights in ``model.safetensors`` or in shards that ``model.safetensors.index.json`` lists.
     Biases, a tied or separate output layer, grouped keys and values, and scaled rotary positions
-    are read from the configuration. Task heads and BERT's pooling layer are left out.
+    are read from the configuration. With dynamic scaling the context is that of training times
+    the factor. Task heads and BERT's pooling layer are left out.
 
     Args:
         directory: The folder.
@@ -187,13 +188,20 @@ def load_pretrained(
         raise ValueError(
             f"{folder}: architecture {kind!r} is not supported; supported are 'bert' and 'llama'"
         )
+    if raw.get("quantization_config"):
+        how = raw["quantization_config"]
+        how = how.get("quant_method", how) if isinstance(how, dict) else how
+        raise ValueError(f"{folder}: quantized weights ({how!r}) are not supported")
     tensors = _read_tensors(folder)
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: save the tokenizer beside the model")
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} is not a tokenizer: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if kind == "bert":
@@ -244,7 +252,9 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        places = _read_json(index).get("weight_map", {})
+        places = _read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise ValueError(f"{index} must map tensors to files under 'weight_map'")
         names = sorted(set(places.values()))
     else:
         places, names = {}, ["model.safetensors"]
@@ -310,6 +320,10 @@ def _with_names(read: Callable[[Mapping[str, Any], Path], TransformerConfig]) ->
             return read(raw, folder)
         except KeyError as error:
             raise ValueError(f"{folder / 'config.json'} does not give {error}") from error
+        except TypeError as error:
+            raise ValueError(
+                f"{folder / 'config.json'} holds a value of a wrong type: {error}"
+            ) from error
 
     return checked
 
@@ -339,6 +353,11 @@ def _bert_config(raw: Mapping[str, Any], folder: Path) -> TransformerConfig:
 
 @_with_names
 def _llama_config(raw: Mapping[str, Any], folder: Path) -> TransformerConfig:
+    positions = _rope(raw, folder)
+    context = raw["max_position_embeddings"]
+    if isinstance(positions.scaling, DynamicNTKScaling):
+        # Here the configuration gives the length of training, which the scaling then stretches.
+        context = int(context * positions.scaling.factor)
     return TransformerConfig(
         vocab=raw["vocab_size"],
         dim=raw["hidden_size"],
@@ -347,11 +366,11 @@ def _llama_config(raw: Mapping[str, Any], folder: Path) -> TransformerConfig:
         kv_heads=raw.get("num_key_value_heads"),
         head_dim=raw.get("head_dim"),
         ff_dim=raw["intermediate_size"],
-        context=raw["max_position_embeddings"],
+        context=context,
         norm="rms",
         norm_eps=raw["rms_norm_eps"],
         activation=_GATES[_activation(raw, folder)],
-        positions=_rope(raw, folder),
+        positions=positions,
         attention_bias=raw.get("attention_bias", False),
         ff_bias=raw.get("mlp_bias", False),
         tied=raw.get("tie_word_embeddings", False),
@@ -429,8 +448,16 @@ class _Source:
             )
 
 
+def _present_name(name: str) -> str:
+    """The name of a norm's parameter today: files converted from TensorFlow have the older one."""
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
 def _bert_weights(tensors: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
-    source = _Source(tensors, "bert.")
+    source = _Source({_present_name(name): tensor for name, tensor in tensors.items()}, "bert.")
     d, ff = config.dim, config.ff_dim
     made = {
         "tokens.weight": source.take("embeddings.word_embeddings.weight", config.vocab, d),

@@ -130,7 +130,8 @@ class TransformerConfig:
         tied: Whether the output layer of a decoder is the table of token embeddings.
 
     Raises:
-        ValueError: If a size is smaller than 1, heads do not divide, or a name is unknown.
+        ValueError: If a size is smaller than 1, heads do not divide, a name is unknown, or
+            ``positions`` is not one of the descriptions above.
 
     Book: :doc:`/book/transformer/block`
 
@@ -165,7 +166,15 @@ class TransformerConfig:
         for name in ("vocab", "dim", "layers", "heads", "ff_dim", "context"):
             check_count(name, getattr(self, name))
         check_count("segments", self.segments, low=0)
-        check_in_range("norm_eps", self.norm_eps, low=0.0)
+        for name in ("kv_heads", "head_dim"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_in_range("norm_eps", self.norm_eps, low=0.0, open_high=True)
+        if not isinstance(self.positions, Positions):
+            raise ValueError(
+                "positions must be a description such as Learned() or Rope(), "
+                f"got {self.positions!r}"
+            )
         if self.heads % self.key_value_heads:
             raise ValueError(f"kv_heads must divide heads, got {self.kv_heads} and {self.heads}")
         if self.head_dim is None and self.dim % self.heads:
@@ -216,6 +225,9 @@ def parameter_count(
     Returns:
         The number of parameters; tied tables count once.
 
+    Raises:
+        ValueError: If the kind is unknown.
+
     Book: :doc:`/book/transformer/block`
 
     Example:
@@ -225,6 +237,8 @@ def parameter_count(
         >>> parameter_count(config, kind="decoder") == 12 * 16**2 + 50 * 16 + 3 * 16
         True
     """
+    if kind not in ("encoder", "decoder", "encoder-decoder"):
+        raise ValueError(f"kind must be encoder, decoder or encoder-decoder, got {kind!r}")
     d, ff, width = config.dim, config.ff_dim, config.head_width
     queries, keys = config.heads * width, config.key_value_heads * width
     attention = d * (queries + 2 * keys) + queries * d

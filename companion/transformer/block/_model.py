@@ -232,7 +232,8 @@ class _Stack(nn.Module):
         Returns:
             The residual stream before the first block.
         """
-        x: Tensor = self.tokens(ids)
+        # The table takes no narrower integers than these.
+        x: Tensor = self.tokens(ids if ids.dtype in (torch.int32, torch.int64) else ids.long())
         if self.segments is not None:
             # Row 0 serves every token when no segments are given.
             x = x + (self.segments.weight[0] if segments is None else self.segments(segments))
@@ -244,6 +245,7 @@ class _Stack(nn.Module):
 
     def _check(self, ids: Tensor, held: int, segments: Tensor | None) -> None:
         check_shape("ids", ids, (None, None))
+        check_count("tokens of each sequence", ids.shape[1])
         check_ids("ids", ids, self.config.vocab)
         end = held + ids.shape[1]
         if end > self.config.context:
@@ -273,6 +275,12 @@ class _Stack(nn.Module):
         weights: list[Tensor] | None = None,
     ) -> Tensor:
         """Embed, and pass through all blocks and the final norm."""
+        for given in (cache, context_cache):
+            if given is not None and len(given.layers) != len(self.blocks):
+                raise ValueError(
+                    f"the cache has {len(given.layers)} layers, and the model {len(self.blocks)}: "
+                    "make it with the model's cache method"
+                )
         held = 0 if cache is None else cache.length
         self._check(ids, held, segments)
         batch, n = ids.shape
@@ -516,7 +524,9 @@ class Decoder(_Head):
             real: ``True`` for tokens, ``False`` for padding on the left. With a cache it covers
                 what is held as well.
             cache: From :meth:`cache`; it is filled.
-            mask: A further rule; it and causality must both allow a key.
+            mask: A further rule; it and causality must both allow a key. With a cache it counts
+                queries from the first new token and keys from the first one held: give it
+                ``offset=cache.length``.
             last: Compute logits for the last positions only; for all by default.
 
         Returns:

@@ -95,7 +95,7 @@ class RMSNorm(nn.Module):
 
     Args:
         dim: Number of features :math:`d`, the size of the last axis.
-        eps: The number :math:`\epsilon \ge 0` under the root. With 0 a constant row gives NaN.
+        eps: The number :math:`\epsilon \ge 0` under the root. With 0 a row of zeros gives NaN.
         device: Where the parameter is made.
         dtype: Its dtype.
 
@@ -377,7 +377,7 @@ def rms_norm_by_hand(
     Args:
         x: Input rows.
         weight: Gain :math:`\gamma`.
-        eps: The number :math:`\epsilon \ge 0` under the root. With 0 a constant row gives NaN.
+        eps: The number :math:`\epsilon \ge 0` under the root. With 0 a row of zeros gives NaN.
 
     Returns:
         The normalized rows, in the dtype of ``x``.

@@ -48,7 +48,8 @@ class TextEncoder:
             Ids, and ``True`` where a token is real.
 
         Raises:
-            ValueError: If there is no sentence, or one is longer than the model's context.
+            ValueError: If there is no sentence, or one has no tokens or more than the model's
+                context.
         """
         rows = self._rows(sentences, truncate=truncate)
         return _pad(rows, left=False, device=self._device)
@@ -74,7 +75,8 @@ class TextEncoder:
             The vectors, in the order of the sentences, on the model's device.
 
         Raises:
-            ValueError: If there is no sentence, or one is longer than the model's context.
+            ValueError: If there is no sentence, or one has no tokens or more than the model's
+                context.
         """
         check_count("batch_size", batch_size)
         rows = self._rows(sentences, truncate=truncate)
@@ -103,6 +105,8 @@ class TextEncoder:
         rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(sentences))]
         longest = self.model.config.context
         for index, row in enumerate(rows):
+            if not row:
+                raise ValueError(f"sentence {index} has no tokens: give at least one character")
             if len(row) > longest:
                 if not truncate:
                     raise ValueError(
@@ -172,7 +176,9 @@ class TextDecoder:
         if isinstance(prompts, str):
             raise ValueError("prompts must be a list of strings: wrap a single one in a list")
         check_count("prompts", len(prompts))
-        rows = [self.tokenizer.encode(prompt).ids for prompt in prompts]
+        return self._continue([self.tokenizer.encode(prompt).ids for prompt in prompts], tokens)
+
+    def _continue(self, rows: list[list[int]], tokens: int) -> list[str]:
         for index, row in enumerate(rows):
             if not row:
                 raise ValueError(f"prompt {index} has no tokens: give at least one character")
@@ -181,7 +187,13 @@ class TextDecoder:
         written = greedy(
             self.model, ids, tokens=tokens, real=real if padded else None, stop=self.stop
         )
-        return [self.tokenizer.decode(_until(row, self.stop)) for row in written.tolist()]
+        new = [_until(row, self.stop) for row in written.tolist()]
+        return [self._decode_after(row, more) for row, more in zip(rows, new, strict=True)]
+
+    def _decode_after(self, row: list[int], more: list[int]) -> str:
+        """The text that new tokens add: alone, some tokenizers take their first space away."""
+        before, both = self.tokenizer.decode(row), self.tokenizer.decode([*row, *more])
+        return both.removeprefix(before) if both.startswith(before) else self.tokenizer.decode(more)
 
     def chat(
         self,
@@ -204,7 +216,10 @@ class TextDecoder:
         Raises:
             ValueError: If the model has no chat template, or the conversation exceeds the context.
         """
-        return self.continue_text(self.chat_prompt(message, system=system), tokens=tokens).strip()
+        prompt = self.chat_prompt(message, system=system)
+        # The template writes the special tokens, so the tokenizer must not add its own again.
+        row = self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        return self._continue([row], tokens)[0].strip()
 
     def chat_prompt(
         self, message: str | Sequence[Mapping[str, str]], *, system: str | None = None
@@ -248,7 +263,7 @@ class TextDecoder:
             ValueError: If the text has no token to score, or exceeds the context.
         """
         row = self.tokenizer.encode(text).ids
-        if self.start is not None:
+        if self.start is not None and row[:1] != [self.start]:  # some tokenizers add it
             row = [self.start, *row]
         if len(row) < 2:
             raise ValueError("the text has no token to score: give a longer one")
