@@ -280,6 +280,16 @@ def test_biases_do_not_change_when_all_positions_shift(module):
     assert not torch.equal(module(queries, keys), module(queries + 1, keys))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_narrow_integers_do_not_wrap_around(dtype):
+    t = torch.arange(120, 127)  # offsets are negative, which uint8 cannot hold
+    narrow = t.to(dtype)
+    for module in (Alibi(3), bias_with_values()):
+        assert torch.equal(module(narrow, narrow), module(t, t))
+    table = LearnedPositions(127, 3, offset=2)  # 126 + 2 is too much for int8
+    assert torch.equal(table(narrow), table(t))
+
+
 @pytest.mark.usefixtures("our_checks")
 def test_biases_refuse_positions_that_are_not_integers():
     with pytest.raises(ValueError, match="heads must be 1 or more, got 0"):

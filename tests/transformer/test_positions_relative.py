@@ -111,7 +111,7 @@ def test_transformer_xl_is_the_four_terms_by_loops(n, m, first, kv_heads, dim):
     for i in range(n):
         for j in range(m):
             angles = sinusoidal_positions(places[i] - j, module.dim, base=100.0, dtype=F64)
-            r = torch.cat((angles[0::2], angles[1::2]))  # the paper's order: sines, then cosines
+            r = torch.cat((angles[0::2], angles[1::2]))  # the published order: sines, then cosines
             for h in range(H):
                 R = r @ W[:, h]
                 key = k[:, h // (H // kv_heads), j]
@@ -200,5 +200,24 @@ def test_misfits_are_named():
         ValueError, match=r"keys must have shape \(2, \*, 5, 4\), got \(2, 6, 7, 4\)"
     ):
         xl()(queries(5), t, t, queries(7))
+    with pytest.raises(ValueError, match="6 heads cannot share the keys of 4 heads"):
+        xl()(queries(5), t, t, queries(5, heads=4))
     with pytest.raises(ValueError, match="dim must be even and 2 or more, got 9"):
         TransformerXLBias(3, 3)
+    with pytest.raises(ValueError, match=r"base must lie in \(1.0, inf\], got 1.0"):
+        TransformerXLBias(3, 4, base=1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_narrow_integers_do_not_wrap_around(dtype):
+    t = torch.arange(120, 127)  # offsets are negative, which uint8 cannot hold
+    for module in (shaw(), xl()):
+        q = queries(7)
+        assert torch.equal(module(q, t.to(dtype), t.to(dtype)), module(q, t, t))
+    first = torch.arange(3)
+    far = torch.arange(200, 203)
+    if dtype == torch.uint8:
+        q = queries(3)
+        for module in (shaw(), xl()):
+            made = module(q, first.to(dtype), far.to(dtype))
+            assert torch.equal(made, module(q, first, far))

@@ -267,6 +267,12 @@ def test_dynamic_scaling_starts_at_the_trained_context():
     torch.testing.assert_close(longer[0], expected[0], rtol=1e-12, atol=1e-12)
 
 
+def test_dynamic_scaling_reads_the_length_of_narrow_integers():
+    rotary, last = Rotary(10, scaling=DynamicNTKScaling(2.0, 13)), torch.tensor([255])
+    for dtype in (torch.uint8, torch.int16):
+        assert torch.equal(rotary(last.to(dtype))[0], rotary(last)[0])
+
+
 @pytest.mark.parametrize("name", SCALINGS)
 def test_a_factor_of_one_changes_no_frequency(name):
     scaling = SCALINGS[name][1]

@@ -48,7 +48,8 @@ def sinusoidal_positions(
 
     Numerics:
         The angles are formed in float32, in float64 where that is the dtype asked for. A float32
-        angle near :math:`t` is off by up to :math:`t \cdot 2^{-24}` radians.
+        angle near :math:`t` is off by about :math:`t \cdot 2^{-24}` radians at worst: the frequency
+        and the product are each rounded.
 
     References:
         A. Vaswani et al., "Attention is all you need", arXiv:1706.03762, section 3.5.
@@ -159,7 +160,7 @@ class LearnedPositions(nn.Module):
     .. math:: \mathrm{PE}_t = P_{t + o}
 
     Nothing ties the rows together, and a position that the table lacks cannot be encoded at all.
-    The rows start from :math:`\mathcal N(0, 0.02^2)`, as in BERT and GPT-2.
+    The rows start from :math:`\mathcal N(0, 0.02^2)`, the deviation of BERT.
 
     Args:
         context: Number of positions that may be used.
@@ -213,7 +214,7 @@ class LearnedPositions(nn.Module):
         """
         check_positions("positions", positions)
         check_ids("positions", positions, self.context)
-        return nn.functional.embedding(positions + self.offset, self.weight)
+        return nn.functional.embedding(positions.long() + self.offset, self.weight)
 
     def extra_repr(self) -> str:
         """Return what ``repr`` shows."""

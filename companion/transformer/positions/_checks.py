@@ -33,4 +33,5 @@ def relative_distance(query_positions: Tensor, key_positions: Tensor) -> Tensor:
     """Return the offset j - i of every key from every query, shape (..., n, m)."""
     check_positions("query_positions", query_positions)
     check_positions("key_positions", key_positions)
-    return key_positions[..., None, :] - query_positions[..., :, None]
+    # int64 first: differences of unsigned or narrow integers would wrap around.
+    return key_positions.long()[..., None, :] - query_positions.long()[..., :, None]

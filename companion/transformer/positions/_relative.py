@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from companion.core import check_count, check_shape
+from companion.core import check_count, check_in_range, check_shape
 from companion.transformer.positions._absolute import sinusoidal_positions
 from companion.transformer.positions._checks import (
     check_even,
@@ -41,7 +41,7 @@ def relative_shift(
         positions would take O(n m d).
 
     References:
-        C.-Z. A. Huang et al., "Music Transformer", arXiv:1809.04281, section 3.4.1; Z. Dai et
+        C.-Z. A. Huang et al., "Music Transformer", arXiv:1809.04281, section 3.4; Z. Dai et
         al., "Transformer-XL", arXiv:1901.02860, appendix B.
 
     Book: :doc:`/book/transformer/positions`
@@ -148,8 +148,8 @@ class TransformerXLBias(nn.Module):
 
     plain attention computes the first. This module adds the second and the fourth, which are
     :math:`(q_i + v)(r_{i-j} W^R)^\top`, and the third where it is given the keys. Here
-    :math:`r_{i-j}` is the sinusoidal encoding of the distance, sines first, then cosines,
-    and :math:`W^R, u, v` are learned for each head.
+    :math:`r_{i-j}` is the sinusoidal encoding of the distance, sines first, then cosines, as in
+    the published code, and :math:`W^R, u, v` are learned for each head.
 
     A layer whose query map has a bias needs no third term: a bias of the queries *is*
     :math:`u`, and what is left to learn for the fourth is :math:`v - u`.
@@ -190,6 +190,7 @@ class TransformerXLBias(nn.Module):
         check_count("head_dim", head_dim)
         self.dim = heads * head_dim if dim is None else dim
         check_even("dim", self.dim)
+        check_in_range("base", base, low=1.0, open_low=True)
         self.base = base
         self.map = nn.Linear(self.dim, heads * head_dim, bias=False, device=device, dtype=dtype)
         self.u = nn.Parameter(torch.zeros(heads, head_dim, device=device, dtype=dtype))
@@ -214,8 +215,8 @@ class TransformerXLBias(nn.Module):
             The sum of the position terms.
 
         Raises:
-            ValueError: If the shapes do not fit, or positions that can be read at no cost do not
-                rise by one.
+            ValueError: If the shapes do not fit, the heads of the keys do not divide those of the
+                queries, or positions that can be read at no cost do not rise by one.
 
         Numerics:
             :math:`n + m - 1` encodings, then :func:`relative_shift`.
@@ -230,16 +231,19 @@ class TransformerXLBias(nn.Module):
             check_positions(name, positions, axes=(1,))
             check_step(name, positions)
         check_shape("query_positions", query_positions, (n,))
+        if keys is not None:
+            check_shape("keys", keys, (q.shape[0], None, m, head_dim))
+            if heads % keys.shape[1]:
+                raise ValueError(f"{heads} heads cannot share the keys of {keys.shape[1]} heads")
         # Columns run over rising j - i, so the distances i - j fall.
         steps = torch.arange(n + m - 1, device=q.device)
-        distance = query_positions[-1] - key_positions[0] - steps
+        distance = query_positions[-1].long() - key_positions[0] - steps
         sinusoids = sinusoidal_positions(distance, self.dim, base=self.base, dtype=q.dtype)
         r = torch.cat((sinusoids[:, 0::2], sinusoids[:, 1::2]), -1)
         R = self.map(r).view(n + m - 1, heads, head_dim).movedim(0, -1)
         added = relative_shift((q + self.v[:, None]) @ R)
         if keys is None:
             return added
-        check_shape("keys", keys, (q.shape[0], None, m, head_dim))
         # Query heads of a group share its keys.
         u = self.u.reshape(keys.shape[1], -1, head_dim)
         content: Tensor = (u @ keys.transpose(-1, -2)).flatten(1, 2)

@@ -123,7 +123,7 @@ class Rotary(nn.Module):
         wide = torch.promote_types(dtype, torch.float32)
         frequencies = self.frequencies
         if wide != torch.float32 or getattr(self.scaling, "dynamic", False):
-            frequencies = self._signed(positions.device, positions.max() + 1, wide)
+            frequencies = self._signed(positions.device, positions.max().long() + 1, wide)
         elif frequencies.device != positions.device:
             # Made under torch.device("meta") and filled by load_state_dict(assign=True).
             frequencies = self._signed(positions.device)
