@@ -90,6 +90,44 @@ def test_token_by_token_is_all_at_once(
     assert (made(ids) - expected).abs().max() > 0.01
 
 
+def by_formula(made: block.Decoder, ids: Tensor, *, sinks: int, window: int) -> Tensor:
+    """Read one text with the scores of the book's eq:stream-scores, pair by pair."""
+    assert made.rotary is not None
+    assert made.final_norm is not None
+    n = ids.shape[1]
+    x, t = made.embed(ids, torch.arange(n))[0], torch.arange(n)
+    gap = t[:, None] - t
+    distance = torch.where(t < sinks, t.clamp(max=sinks + window - 1)[:, None] - t, gap)
+    cos, sin = made.rotary(distance.clamp(min=0).flatten(), dtype=x.dtype)
+    unread = (gap < 0) | ((t >= sinks) & (gap >= window))
+    group = made.config.heads // made.config.key_value_heads
+    for layer in made.blocks:
+        a, y = layer.attention, layer.attention_norm(x)
+        Q, K, V = (y @ M for M in (a.query_matrix, a.key_matrix, a.value_matrix))
+        K, V = (z.repeat_interleave(group, 0) for z in (K, V))
+        # For each pair the query, rotated by the distance of the pair: (heads, n * n, key).
+        turned = rotate(Q.repeat_interleave(n, 1)[None], (cos, sin))[0].unflatten(1, (n, n))
+        S = (turned * K[:, None]).sum(-1) / Q.shape[-1] ** 0.5
+        A = torch.softmax(S.masked_fill(unread, -torch.inf), -1)
+        x = x + (A @ V @ a.output_matrix).sum(0)
+        x = x + layer.feed_forward(layer.feed_forward_norm(x))
+    logits: Tensor = made.head(made.final_norm(x))
+    return logits[None]
+
+
+@pytest.mark.parametrize(("sinks", "window"), [(0, 5), (1, 5), (3, 7), (4, 1)])
+def test_both_ways_are_the_formula_pair_by_pair(
+    sinks: int, window: int, g: torch.Generator
+) -> None:
+    made = model(g)
+    ids = torch.randint(0, 31, (1, 29), generator=g)
+    expected = by_formula(made, ids, sinks=sinks, window=window)
+    out = streaming_logits(made, ids, sinks=sinks, window=window)
+    torch.testing.assert_close(out, expected, **CLOSE)
+    cache = StreamingCache.for_model(made, sinks=sinks, window=window)
+    torch.testing.assert_close(decode(made, ids, cache), expected, **CLOSE)
+
+
 @given(
     sinks=st.integers(0, 4),
     window=st.integers(1, 9),

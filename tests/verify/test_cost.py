@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from companion.verify import VerificationError, cost, count_flops, peak_bytes
 
@@ -60,6 +61,43 @@ def test_surviving_and_missing_mutants_are_caught():
         check(right, mutants={"same": lambda n, d, m: d * 2 * n * m})
     with pytest.raises(VerificationError, match="at least one mutant"):
         check(right, mutants={})
+
+
+class TestCountFlops:
+    def test_products_count_two_and_elementwise_work_none(self):
+        x, W = torch.ones(3, 5), torch.ones(5, 7)
+        assert count_flops(lambda: torch.relu(x @ W) + 1) == 2 * 3 * 5 * 7
+        assert count_flops(lambda: x * 2) == 0
+
+    def test_a_backward_pass_inside_the_call_counts(self):
+        x = torch.ones(3, 5, requires_grad=True)
+        W = torch.ones(5, 7, requires_grad=True)
+        assert count_flops(lambda: (x @ W).sum().backward()) == 3 * 2 * 3 * 5 * 7
+
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    @pytest.mark.parametrize("causal", [False, True])
+    def test_fused_attention_counts_as_two_products_of_matrices(self, device, causal):
+        # PyTorch's own counter gives 0 for the fused kernel of the CPU.
+        q = torch.ones(2, 3, 5, 7, device=device)
+        k, v = torch.ones(2, 2, 3, 11, 7, device=device)
+        counted = count_flops(scaled_dot_product_attention, q, k, v, is_causal=causal)
+        assert counted == 2 * 3 * 4 * 5 * 11 * 7
+
+    def test_the_backward_pass_of_fused_attention_counts_twice_the_forward_pass(self):
+        q, k, v = (torch.ones(2, 3, 5, 7, requires_grad=True) for _ in range(3))
+        counted = count_flops(lambda: scaled_dot_product_attention(q, k, v).sum().backward())
+        assert counted == 3 * 2 * 3 * 4 * 5 * 5 * 7
+
+    def test_grouped_heads_cost_what_all_heads_cost(self):
+        q, k = torch.ones(1, 6, 5, 7), torch.ones(1, 2, 11, 7)
+        counted = count_flops(scaled_dot_product_attention, q, k, k, enable_gqa=True)
+        assert counted == 6 * 4 * 5 * 11 * 7
+
+    def test_the_choice_of_kernels_is_as_before_afterwards(self):
+        before = torch.backends.cuda.flash_sdp_enabled()
+        with pytest.raises(RuntimeError):
+            count_flops(torch.matmul, torch.ones(3, 5), torch.ones(3, 5))
+        assert torch.backends.cuda.flash_sdp_enabled() == before
 
 
 class TestPeakBytes:

@@ -38,9 +38,9 @@ class AttentionState(NamedTuple):
     Book: :doc:`/book/transformer/attention`
     """
 
-    maximum: Float[Tensor, "*batch n"]
-    normalizer: Float[Tensor, "*batch n"]
-    output: Float[Tensor, "*batch n value"]
+    maximum: Float[Tensor, "... n"]
+    normalizer: Float[Tensor, "... n"]
+    output: Float[Tensor, "... n value"]
 
 
 def attention_state(

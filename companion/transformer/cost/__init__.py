@@ -2,9 +2,9 @@ r"""What attention buys and costs: operations, bytes, path lengths, sinks, and t
 
 A floating-point operation (FLOP) is one multiplication or one addition, so a product of matrices
 of shapes ``(n, d)`` and ``(d, m)`` takes :math:`2ndm`. The ledgers count matrix products and
-nothing else, as PyTorch's counter does: norms, activations and softmax take few operations,
-though not always little time. Entropies are in nats. Attention weights :math:`A` have the shape
-``(batch, heads, queries, keys)``, and their rows sum to one.
+nothing else, as :func:`companion.verify.count_flops` does: norms, activations and softmax take few
+operations, though not always little time. Entropies are in nats. Attention weights :math:`A` have
+the shape ``(batch, heads, queries, keys)``, and their rows sum to one.
 
 Book: :doc:`/book/transformer/cost`.
 """
@@ -14,7 +14,7 @@ from companion.transformer.cost._collapse import (
     rank_residual,
     token_diameter,
 )
-from companion.transformer.cost._counting import bytes_read, count_flops
+from companion.transformer.cost._counting import bytes_read
 from companion.transformer.cost._ledger import (
     Flops,
     Memory,
@@ -47,7 +47,6 @@ __all__ = [
     "attention_with_sink",
     "bytes_read",
     "collapse_bound",
-    "count_flops",
     "crossover",
     "decode_bytes",
     "forward_flops",

@@ -25,8 +25,11 @@ def rank_residual(X: Float[Tensor, "*batch n dim"]) -> Float[Tensor, " *batch"]:
     Raises:
         ValueError: If the tokens are not floating.
 
+    Numerics:
+        Computed in float32 or better, and returned in the dtype of the tokens.
+
     References:
-        Dong, Cordonnier and Loukas 2021, arXiv:2103.03404, eq. 3, there in another norm.
+        The residual of Dong, Cordonnier and Loukas 2021, arXiv:2103.03404, there in another norm.
 
     Book: :doc:`/book/transformer/cost`
 
@@ -35,10 +38,11 @@ def rank_residual(X: Float[Tensor, "*batch n dim"]) -> Float[Tensor, " *batch"]:
         tensor(0.7071, dtype=torch.float64)
     """
     check_floating("X", X)
-    spread = torch.linalg.matrix_norm(X - X.mean(-2, keepdim=True))
-    size = torch.linalg.matrix_norm(X)
+    wide = X.to(torch.promote_types(X.dtype, torch.float32))
+    spread = torch.linalg.matrix_norm(wide - wide.mean(-2, keepdim=True))
+    size = torch.linalg.matrix_norm(wide)
     share: Tensor = spread / torch.where(size > 0, size, torch.ones_like(size))
-    return share
+    return share.to(X.dtype)
 
 
 def token_diameter(X: Float[Tensor, "*batch n dim"]) -> Float[Tensor, " *batch"]:
@@ -57,7 +61,7 @@ def token_diameter(X: Float[Tensor, "*batch n dim"]) -> Float[Tensor, " *batch"]
 
     Numerics:
         Distances are taken from differences and not from squared norms, so that small ones keep
-        their digits. Takes memory for all pairs.
+        their digits, in float32 or better. Takes memory for all pairs.
 
     Book: :doc:`/book/transformer/cost`
 
@@ -66,7 +70,9 @@ def token_diameter(X: Float[Tensor, "*batch n dim"]) -> Float[Tensor, " *batch"]
         tensor(5., dtype=torch.float64)
     """
     check_floating("X", X)
-    return torch.cdist(X, X, compute_mode="donot_use_mm_for_euclid_dist").amax((-2, -1))
+    wide = X.to(torch.promote_types(X.dtype, torch.float32))
+    pairs = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
+    return pairs.amax((-2, -1)).to(X.dtype)
 
 
 def collapse_bound(

@@ -1,51 +1,16 @@
-"""Counters: operations of matrix products, and bytes that are read from given tensors."""
+"""A counter of the bytes that are read from given tensors."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["bytes_read", "count_flops"]
+__all__ = ["bytes_read"]
 
 #: Operators that read a few rows of a table; what they return has the size of what they read.
 LOOKUPS = {"aten::embedding", "aten::index", "aten::index_select", "aten::gather"}
-
-
-def count_flops(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-    """Count the floating-point operations of the matrix products in a call, attention included.
-
-    PyTorch's counter knows matrix products, convolutions, and the fused attention kernels of
-    CUDA. It does not know the fused attention kernel of the CPU and would count that as zero. So
-    attention is computed here by PyTorch's plain kernel, two products of matrices.
-
-    Args:
-        fn: The function. Backward passes inside it count as well.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-
-    Returns:
-        Operations; a multiplication and an addition are two. Element-wise work counts nothing,
-        and a causal mask saves nothing: the plain kernel computes all scores.
-
-    Numerics:
-        On the ``meta`` device nothing is computed, so even a large model is counted in no time.
-
-    Book: :doc:`/book/transformer/cost`
-
-    Example:
-        >>> import torch
-        >>> q = torch.ones(1, 3, 5, 7)
-        >>> count_flops(torch.nn.functional.scaled_dot_product_attention, q, q, q)
-        2100
-    """
-    counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), counter:
-        fn(*args, **kwargs)
-    return int(counter.get_total_flops())
 
 
 class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]

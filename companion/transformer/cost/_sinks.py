@@ -50,11 +50,15 @@ def sink_mass(
         position: The position :math:`p`; negative ones count from the end.
 
     Returns:
-        One number for each matrix, from 0 to 1; :math:`1/n` where attention is uniform.
+        One number for each matrix, from 0 to 1. Without a mask, :math:`1/n` where attention is
+        uniform; with a causal mask the first token then has :math:`\frac1{n-1} \sum_{i=2}^n 1/i`.
 
     Raises:
         ValueError: If the matrices are not square, of at least 2 tokens, or the position is not
-            in them.
+            in them, or the weights are not floating.
+
+    Numerics:
+        Summed in float32 or better, and returned in the dtype of the weights.
 
     References:
         Gu et al. 2025, arXiv:2410.10781, sec. 3, from the second query on.
@@ -65,13 +69,14 @@ def sink_mass(
         >>> sink_mass(torch.tensor([[1.0, 0.0], [0.75, 0.25]], dtype=torch.float64))
         tensor(0.7500, dtype=torch.float64)
     """
+    check_floating("A", A)
     n, m = A.shape[-2:]
     if n != m or n < 2:
         raise ValueError(f"A must be square, of 2 tokens or more, got {tuple(A.shape)}")
     if not -n <= position < n:
         raise ValueError(f"position must lie in [{-n}, {n}), got {position}")
-    column = A[..., position]
-    return (column.sum(-1) - column[..., position]) / (n - 1)
+    column = A[..., position].to(torch.promote_types(A.dtype, torch.float32))
+    return ((column.sum(-1) - column[..., position]) / (n - 1)).to(A.dtype)
 
 
 def softmax_one(
