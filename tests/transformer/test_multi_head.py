@@ -20,6 +20,7 @@ from companion.transformer.attention import causal, documents, padding, prefix, 
 from companion.transformer.multi_head import (
     MultiHeadAttention,
     output_value_circuit,
+    pool_kv_heads,
     query_key_circuit,
 )
 from companion.transformer.positions import Rotary, ShawRelative, rotate
@@ -447,6 +448,14 @@ def test_kept_heads_compute_what_gates_of_zero_compute(
     with torch.no_grad():
         smaller.qkv.weight.zero_()
     assert mha.qkv.weight.abs().min() > 0  # copies, not views
+
+
+def test_making_a_smaller_layer_draws_no_random_numbers(g: torch.Generator) -> None:
+    mha = layer(g, heads=H)
+    before = torch.get_rng_state()
+    mha.keep_heads([4, 0])
+    pool_kv_heads(mha, G)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_gates_scale_the_heads(g: torch.Generator) -> None:

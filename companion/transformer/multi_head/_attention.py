@@ -331,9 +331,9 @@ class MultiHeadAttention(nn.Module):
             bias=self.qkv.bias is not None,
             out_bias=self.out.bias is not None,
             scale=self.scale,
-            device=weight.device,
+            device="meta",  # no initial weights are drawn: they would use up the global generator
             dtype=weight.dtype,
-        )
+        ).to_empty(device=weight.device)
         for new, old in ((made.qkv, self.qkv), (made.out, self.out)):
             for parameter, like in zip(new.parameters(), old.parameters(), strict=True):
                 parameter.requires_grad_(like.requires_grad)
