@@ -236,13 +236,24 @@ def test_the_check_in_the_preface_passes_and_its_wrong_version_fails(
 
 
 def test_the_example_in_the_readme_equals_what_it_says_it_equals() -> None:
-    (code,) = code_blocks(ROOT / "README.md", "python")
+    code, _ = code_blocks(ROOT / "README.md", "python")
     scope = run_code(code)
     wanted = torch.nn.functional.cross_entropy(
         scope["hidden"] @ scope["unembedding"], scope["targets"]
     )
     # Sums of 64 and of 32,000 float32 terms in another order.
     torch.testing.assert_close(scope["loss"], wanted, rtol=1e-5, atol=0)
+
+
+def test_the_models_of_the_readme_answer_as_it_says() -> None:
+    _, code = code_blocks(ROOT / "README.md", "python")
+    scope = run_code(code.splitlines()[0])
+    embedded, answered, continued, loaded = code.strip().splitlines()[2:]
+    assert eval(embedded, scope).shape == (2, 384)
+    assert eval(answered, scope) == answered.partition("# '")[2].removesuffix("'")
+    assert eval(continued, scope)
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        eval(loaded, scope)
 
 
 # --- the top of the repository --------------------------------------------------------------------
