@@ -21,7 +21,7 @@ def _full(device: torch.device, loss: object) -> Side:
     logits, targets = _logits(device)
 
     def run() -> list[torch.Tensor]:
-        value = loss(logits, targets)  # type: ignore[operator]
+        value = loss(logits, targets)
         (grad,) = torch.autograd.grad(value, logits)
         return [value, grad]
 

@@ -122,19 +122,19 @@ def _their_weights(model: Decoder) -> dict[str, Tensor]:
     named = {"model.embed_tokens.weight": model.tokens.weight, "lm_head.weight": model.head.weight}
     for index, block in enumerate(model.blocks):
         there = f"model.layers.{index}"
-        parts = block.attention.qkv.weight.split([queries, keys, keys])  # type: ignore[union-attr]
+        parts = block.attention.qkv.weight.split([queries, keys, keys])
         for name, part in zip("qkv", parts, strict=True):
             named[f"{there}.self_attn.{name}_proj.weight"] = part
-        gate, up = block.feed_forward.gate_up.weight.chunk(2)  # type: ignore[union-attr]
+        gate, up = block.feed_forward.gate_up.weight.chunk(2)
         named |= {
-            f"{there}.self_attn.o_proj.weight": block.attention.out.weight,  # type: ignore[union-attr]
+            f"{there}.self_attn.o_proj.weight": block.attention.out.weight,
             f"{there}.mlp.gate_proj.weight": gate,
             f"{there}.mlp.up_proj.weight": up,
-            f"{there}.mlp.down_proj.weight": block.feed_forward.down.weight,  # type: ignore[union-attr]
-            f"{there}.input_layernorm.weight": block.attention_norm.weight,  # type: ignore[union-attr]
-            f"{there}.post_attention_layernorm.weight": block.feed_forward_norm.weight,  # type: ignore[union-attr]
+            f"{there}.mlp.down_proj.weight": block.feed_forward.down.weight,
+            f"{there}.input_layernorm.weight": block.attention_norm.weight,
+            f"{there}.post_attention_layernorm.weight": block.feed_forward_norm.weight,
         }
-    named["model.norm.weight"] = model.final_norm.weight  # type: ignore[union-attr]
+    named["model.norm.weight"] = model.final_norm.weight
     return {name: tensor.detach() for name, tensor in named.items()}
 
 

@@ -1,4 +1,4 @@
-"""LayerNorm and RMSNorm, forward and backward: the modules, and the backward pass by hand."""
+"""LayerNorm and RMSNorm, forward and backward, with the backward pass by hand."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,8 +8,6 @@ from torch import Tensor
 
 from benchmarks._pair import Pair, Side, close
 from companion.transformer.block import (
-    LayerNorm,
-    RMSNorm,
     layer_norm_by_hand,
     rms_norm_by_hand,
 )
@@ -28,17 +26,6 @@ def _run(device: torch.device, norm: Callable[[Tensor, Tensor, Tensor], Tensor])
         return [y, *torch.autograd.grad(y, (x, weight), above)]
 
     return run
-
-
-def _module(kind: type[LayerNorm] | type[RMSNorm]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        module = kind(SHAPE[-1], eps=1e-5, device="meta")
-        module.weight = weight  # type: ignore[assignment]
-        if kind is LayerNorm:
-            module.bias = bias  # type: ignore[assignment]
-        return module(x)
-
-    return norm
 
 
 def _layer_peer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from companion.transformer.attention import causal
 from companion.transformer.block import (
     Block,
     FeedForward,
@@ -76,3 +77,17 @@ def test_a_block_compiles(place: str, g: torch.Generator) -> None:
     )
     block = Block(config).double()
     agree(block, torch.randn(B, N, 12, generator=g, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 3])
+def test_one_compiled_block_serves_causal_texts_of_any_length(
+    kv_heads: int, g: torch.Generator
+) -> None:
+    config = TransformerConfig(
+        vocab=11, dim=12, layers=1, heads=3, kv_heads=kv_heads, ff_dim=31, context=29
+    )
+    block = Block(config).double().requires_grad_(False)
+    fast = compiled(lambda x: block(x, mask=causal()))
+    for n in (5, 7, 11, 1):
+        x = torch.randn(B, n, 12, generator=g, dtype=torch.float64)
+        torch.testing.assert_close(fast(x), block(x, mask=causal()), **CLOSE)

@@ -271,3 +271,20 @@ def test_sizes_that_do_not_fit_are_named() -> None:
     Q, K = torch.zeros(B, H, N, 2), torch.zeros(B, H, 3, 2)
     with pytest.raises(ValueError, match="made for a number of keys of 7, got 3"):
         attention(Q, K, K, mask=padding(REAL))
+
+
+def test_a_shifted_mask_is_the_mask_of_later_queries(g: torch.Generator) -> None:
+    n, m, held = 5, 13, 3
+    real = torch.rand(2, m, generator=g) > 0.3
+    for mask in (causal(), sliding_window(4), prefix(6), ~causal() | padding(real), everything()):
+        later = mask.shifted(held)
+        whole = mask.dense(n + held, m).expand(-1, -1, n + held, m)
+        expected = whole[:, :, held:]
+        assert torch.equal(later.dense(n, m).expand_as(expected), expected)
+        # The bands bound what the rule allows, after the shift as before.
+        distance = torch.arange(m) - torch.arange(n)[:, None]
+        inside = (distance >= later.inner[0]) & (distance <= later.inner[1])
+        outside = (distance < later.outer[0]) | (distance > later.outer[1])
+        assert bool(expected[..., inside].all())
+        assert not bool(expected[..., outside].any())
+    assert not causal().shifted(1).is_causal

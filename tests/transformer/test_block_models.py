@@ -229,14 +229,13 @@ def test_a_further_mask_narrows_what_a_decoder_reads() -> None:
 
 
 @torch.no_grad()
-def test_a_further_mask_meets_a_cache_with_its_offset() -> None:
+def test_a_further_mask_means_the_same_with_a_cache() -> None:
     model = spread(Decoder(CONFIG))
     ids = some_ids(2, N)
     cache = model.cache(2, N)
     parts = []
     for part in ids.split([3, 1, 1, 2], dim=1):
-        window = sliding_window(2, offset=cache.length)
-        parts.append(model(part, cache=cache, mask=window))
+        parts.append(model(part, cache=cache, mask=sliding_window(2)))
     whole = model(ids, mask=sliding_window(2))
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-11, atol=1e-11)
 

@@ -338,5 +338,5 @@ def test_half_precision_is_measured_in_float32(g: torch.Generator) -> None:
     importance = head_importance(made, losses, [x])
     assert importance.dtype == torch.float32
     exact = head_importance(made.double(), lambda t: made(t).square().sum((1, 2)), [x.double()])
-    # Gradients summed over n d products, each rounded a few times to 8 bits.
-    torch.testing.assert_close(importance.double(), exact, rtol=0.1, atol=0.1 * float(exact.max()))
+    # Gradients of products that are rounded to 8 bits a few times: some 2^-8 of the largest each.
+    torch.testing.assert_close(importance.double(), exact, rtol=0, atol=2**-5 * float(exact.max()))

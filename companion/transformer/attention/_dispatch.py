@@ -134,7 +134,7 @@ def _sdpa(
         and n == K.shape[-2]
         and (scale is None or scale > 0)  # the kernel multiplies its -inf by the scale
     ):
-        is_causal = n > 1
+        is_causal = True  # not `n > 1`: torch.compile would make that a symbol, and SDPA refuse it
     else:
         addend = _addend(Q, K, mask, bias)
     heads, kv_heads = q.shape[1], k.shape[1]

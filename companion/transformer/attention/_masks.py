@@ -102,6 +102,32 @@ class Mask:
             self.device,
         )
 
+    def shifted(self, offset: int) -> "Mask":
+        """Return the mask of later queries: what was said of query ``i + offset`` holds for ``i``.
+
+        Args:
+            offset: How many queries come before, for example those that a cache has seen.
+
+        Returns:
+            The mask; ``causal().shifted(2)`` is ``causal(offset=2)``.
+
+        Example:
+            >>> causal().shifted(1).dense(2, 3)[0, 0].int()
+            tensor([[1, 1, 0],
+                    [1, 1, 1]], dtype=torch.int32)
+        """
+        rule = self.rule
+        outer, inner = ((first + offset, last + offset) for first, last in (self.outer, self.inner))
+        return Mask(
+            lambda b, h, i, j: rule(b, h, i + offset, j),
+            outer,
+            inner,
+            self.batch,
+            None,  # there are fewer queries now
+            self.keys,
+            self.device,
+        )
+
     @property
     def is_causal(self) -> bool:
         """Whether the mask is plain causal with offset 0, for which PyTorch has a fast path."""

@@ -299,6 +299,8 @@ class _Stack(nn.Module):
         x = self.embed(ids, rows, segments)
         if isinstance(mask, Tensor):
             _check_mask(mask, (batch, self.config.heads, n, m))
+        elif mask is not None and held:
+            mask = mask.shifted(held)  # its rule speaks of whole texts, and n queries are new
         mask = _combine(mask, self._mask(real, n, held, ids.device), n, m, ids.device)
 
         rotation, bias = None, None
@@ -524,9 +526,8 @@ class Decoder(_Head):
             real: ``True`` for tokens, ``False`` for padding on the left. With a cache it covers
                 what is held as well.
             cache: From :meth:`cache`; it is filled.
-            mask: A further rule; it and causality must both allow a key. With a cache it counts
-                queries from the first new token and keys from the first one held: give it
-                ``offset=cache.length``.
+            mask: A further rule; it and causality must both allow a key. A Mask speaks of the
+                whole text, with a cache as without; a Bool tensor has a row for each new token.
             last: Compute logits for the last positions only; for all by default.
 
         Returns:

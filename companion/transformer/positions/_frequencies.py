@@ -7,6 +7,7 @@ scaled ones. They equal the entries of ``transformers``' ``ROPE_INIT_FUNCTIONS``
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,7 +35,7 @@ def _plain(dim: int, base: float | Tensor, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RopeScaling:
+class RopeScaling(ABC):
     """What every scaling has: a factor, a rule for the frequencies, a factor on cos and sin.
 
     Attributes:
@@ -48,6 +49,7 @@ class RopeScaling:
     def __post_init__(self) -> None:
         check_in_range("factor", self.factor, low=1.0, high=math.inf, open_high=True)
 
+    @abstractmethod
     def frequencies(
         self, plain: Float[Tensor, " pairs"], *, base: float, length: int | Tensor | None = None
     ) -> Float[Tensor, " pairs"]:
@@ -61,7 +63,6 @@ class RopeScaling:
         Returns:
             Frequencies in radians a position.
         """
-        raise NotImplementedError
 
     @property
     def cos_sin_factor(self) -> float:

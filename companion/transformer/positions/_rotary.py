@@ -122,7 +122,7 @@ class Rotary(nn.Module):
         dtype = dtype or torch.float32
         wide = torch.promote_types(dtype, torch.float32)
         frequencies = self.frequencies
-        if wide != torch.float32 or getattr(self.scaling, "dynamic", False):
+        if wide != torch.float32 or (self.scaling is not None and self.scaling.dynamic):
             frequencies = self._signed(positions.device, positions.max().long() + 1, wide)
         elif frequencies.device != positions.device:
             # Made under torch.device("meta") and filled by load_state_dict(assign=True).
