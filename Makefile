@@ -5,7 +5,7 @@ export PYTHON
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test bench serve chapter notebooks lint fmt lock clean
+.PHONY: help setup book test bench run serve chapter notebooks lint fmt lock clean
 
 help: ## show these commands
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,9 @@ test: setup ## everything that CI checks; ONLY=lint,types runs some stages
 bench: ## time the library against its peers; ONLY=attention, DEVICE=cuda
 	@sh tools/python.sh tools/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(DEVICE),--device $(DEVICE))
 
+run: setup ## repeat a long training run and store its curves: NAME=masked_bert
+	@$(RUN) "book/_runs/$(NAME).py"
+
 serve: book ## build, then show the book at http://localhost:8000 (PORT=...)
 	@$(RUN) -m http.server --bind 127.0.0.1 --directory _build/html $(or $(PORT),8000)
 
@@ -35,8 +38,8 @@ lint: setup ## check the style and the types
 	@$(RUN) tools/check.py --only lint,types
 
 fmt: setup ## format the code
-	@$(RUN) -m ruff check --fix companion tests tools benchmarks book/_ext
-	@$(RUN) -m ruff format companion tests tools benchmarks book/_ext
+	@$(RUN) -m ruff check --fix companion tests tools benchmarks book/_ext book/_runs
+	@$(RUN) -m ruff format companion tests tools benchmarks book/_ext book/_runs
 
 lock: setup ## resolve the dependencies anew into requirements/lock.txt (PYTHONS="...")
 	@$(RUN) tools/lock.py $(PYTHONS)

@@ -79,6 +79,7 @@ from companion.data.questions import (
     toxicity,
     xsum,
 )
+from companion.data.stored_runs import StoredRun, stored_run
 from companion.data.tables import Table
 from companion.data.text import (
     Chapter,
@@ -122,6 +123,7 @@ __all__ = [
     "SmolLM2",
     "SmolLM2Config",
     "StereoItem",
+    "StoredRun",
     "Summary",
     "Table",
     "Verse",
@@ -158,6 +160,7 @@ __all__ = [
     "shakespeare_plays",
     "smollm2",
     "stereoset",
+    "stored_run",
     "three_kingdoms",
     "three_kingdoms_names",
     "toxicity",

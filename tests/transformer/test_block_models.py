@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jaxtyping import config as jaxtyping_config
 from torch import Tensor, nn
 
-from companion.transformer.attention import sliding_window
+from companion.transformer.attention import documents, sliding_window
 from companion.transformer.block import (
     AlibiBias,
     Block,
@@ -376,6 +376,9 @@ def test_a_description_is_frozen_and_checked() -> None:
         ({"kv_heads": -2}, "kv_heads must be 1 or more, got -2"),
         ({"head_dim": 0}, "head_dim must be 1 or more, got 0"),
         ({"norm_eps": float("inf")}, r"norm_eps must lie in \[0\.0, inf\), got inf"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0\.0, 1\.0\), got 1\.0"),
+        ({"attention_scale": 0.0}, r"attention_scale must lie in \(0\.0, inf\), got 0\.0"),
+        ({"logit_scale": -1.0}, r"logit_scale must lie in \(0\.0, inf\), got -1\.0"),
         ({"positions": "rope"}, r"positions must be a description .* got 'rope'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -393,9 +396,9 @@ def test_bad_inputs_get_errors_that_name_the_values() -> None:
     with pytest.raises(ValueError, match=r"ids must lie in \[0, 23\), got -1"):
         encoder(torch.full((1, 3), -1))
     with pytest.raises(ValueError, match=r"ids must hold integers, got torch.float32"):
-        decoder._check(ids.float(), 0, None)
+        decoder.run(ids.float())
     with pytest.raises(ValueError, match=r"ids must have shape \(\*, \*\), got \(7,\)"):
-        decoder._check(ids[0], 0, None)
+        decoder.run(ids[0])
     with pytest.raises(ValueError, match=r"real must have shape \(2, 7\), got \(2, 6\)"):
         decoder.run(ids, real=torch.ones(2, 6, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"real must be boolean, .* got torch\.int64"):
@@ -456,3 +459,116 @@ def test_a_block_wants_a_context_when_and_only_when_it_reads_one() -> None:
         Block(CONFIG, cross=True)(x)
     with pytest.raises(ValueError, match="no cross-attention"):
         Block(CONFIG)(x, x)
+
+
+@pytest.mark.usefixtures("unchecked")
+@torch.no_grad()
+def test_embeddings_may_stand_for_ids() -> None:
+    config = replace(CONFIG, positions=Learned(), segments=2)
+    encoder = spread(Encoder(config))
+    ids = some_ids(2, N)
+    expected = encoder(ids)
+    torch.testing.assert_close(encoder(None, embeddings=encoder.tokens(ids)), expected)
+    assert not torch.allclose(encoder(None, embeddings=2 * encoder.tokens(ids)), expected)
+    decoder = spread(Decoder(CONFIG))
+    torch.testing.assert_close(
+        decoder(None, embeddings=decoder.tokens(ids), last=2), decoder(ids, last=2)
+    )
+    for wrong in ({}, {"embeddings": decoder.tokens(ids)}):
+        with pytest.raises(ValueError, match="give ids, or embeddings and None for ids"):
+            decoder(ids if wrong else None, **wrong)
+    with pytest.raises(ValueError, match="embeddings"):
+        decoder(None, embeddings=torch.zeros(2, N, 5, dtype=torch.float64))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", [Learned(offset=2), Sinusoidal(), Rope()], ids=name)
+def test_packed_documents_are_read_as_if_alone(positions: Any) -> None:
+    model = spread(Decoder(replace(CONFIG, positions=positions)))
+    first, second = some_ids(1, 3), some_ids(1, 5) + 1
+    packed = torch.cat([first, second], 1) % VOCAB
+    which = torch.tensor([[0] * 3 + [1] * 5])
+    places = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
+    both = model(packed, mask=documents(which), positions=places)
+    alone = torch.cat([model(packed[:, :3]), model(packed[:, 3:])], 1)
+    torch.testing.assert_close(both, alone, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(model(packed, positions=torch.arange(8)), model(packed))
+    if not isinstance(positions, Rope):  # which reads differences only
+        without = model(packed, mask=documents(which))
+        assert not torch.allclose(without, alone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "positions", [AlibiBias(), T5Buckets(), Shaw()], ids=lambda p: type(p).__name__
+)
+def test_positions_are_refused_where_distances_are_counted(positions: Any) -> None:
+    model = Decoder(replace(CONFIG, positions=positions))
+    with pytest.raises(ValueError, match=f"{type(positions).__name__} counts distances"):
+        model(some_ids(1, 3), positions=torch.arange(3))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_positions_must_fit() -> None:
+    model = Decoder(CONFIG)
+    with pytest.raises(ValueError, match="positions"):
+        model(some_ids(2, 3), positions=torch.arange(4))
+    with pytest.raises(ValueError, match="29"):
+        model(some_ids(2, 3), positions=torch.tensor([0, 1, 29]))
+
+
+@pytest.mark.parametrize("norm_place", ["pre", "post"])
+def test_dropout_acts_in_training_on_the_embedding_and_on_each_branch(norm_place: Any) -> None:
+    p = 0.25
+    config = replace(CONFIG, layers=1, dropout=p, norm_place=norm_place)
+    plain, model = Decoder(replace(config, dropout=0.0)).double(), Decoder(config).double()
+    model.load_state_dict(plain.state_dict())
+    ids = some_ids(3, N)
+    torch.testing.assert_close(model.eval()(ids), plain(ids))
+
+    dropped: list[Tensor] = []
+    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    for layer in layers:
+        layer.register_forward_hook(lambda _, __, out: dropped.append(out))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        out = model.train()(ids)
+    assert len(dropped) == 3  # embedding, attention, feed-forward
+    assert not torch.allclose(out, plain(ids))
+    for part in dropped:
+        share = float((part == 0).double().mean())
+        # A share of 3 * 7 * 12 coins, within five standard errors.
+        assert abs(share - p) < 5 * (p * (1 - p) / part.numel()) ** 0.5
+    x, attended, fed = dropped
+    block = model.blocks[0]
+    with torch.no_grad():  # the formula with the branches that were kept
+        if norm_place == "pre":
+            expected = model.head(model.final_norm(x + attended + fed))
+        else:
+            middle = block.attention_norm(x + attended)
+            expected = model.head(block.feed_forward_norm(middle + fed))
+    torch.testing.assert_close(out, expected)
+
+
+@torch.no_grad()
+def test_scales_of_scores_and_logits() -> None:
+    ids = some_ids(2, N)
+    plain = spread(Decoder(CONFIG))
+    scaled = Decoder(replace(CONFIG, attention_scale=0.5 * 2**-0.5, logit_scale=0.25)).double()
+    weights = {key: value.clone() for key, value in plain.state_dict().items()}
+    for key in weights:
+        if key.endswith("attention.qkv.weight") or key.endswith("attention.qkv.bias"):
+            weights[key][:12] *= 2.0  # queries twice as large, scores half as much
+    scaled.load_state_dict(weights)
+    torch.testing.assert_close(scaled(ids), 0.25 * plain(ids), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(scaled.head(scaled.hidden(ids)), scaled(ids))
+
+
+@torch.no_grad()
+def test_hidden_states_of_an_encoder_decoder_are_what_its_head_reads() -> None:
+    model = spread(EncoderDecoder(replace(CONFIG, logit_scale=0.5)))
+    source, target = some_ids(2, M), some_ids(2, N)
+    real = torch.arange(M) < torch.tensor([[M], [5]])
+    hidden = model.hidden(source, target, source_real=real)
+    expected = model(source, target, source_real=real)
+    torch.testing.assert_close(model.decoder.head(hidden), expected)
+    assert not torch.allclose(model(source, target), expected)

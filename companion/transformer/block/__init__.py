@@ -7,6 +7,7 @@ r"""The Transformer block, the models that are stacks of it, and two of them wit
 Book: :doc:`/book/transformer/block`.
 """
 
+from companion.transformer.block._block import Block
 from companion.transformer.block._checkpoint import load_pretrained, minilm, smollm2
 from companion.transformer.block._config import (
     AlibiBias,
@@ -22,7 +23,7 @@ from companion.transformer.block._config import (
 from companion.transformer.block._feed_forward import FeedForward, GatedFeedForward
 from companion.transformer.block._generate import greedy
 from companion.transformer.block._initialization import branch_outputs, initialize_
-from companion.transformer.block._model import Block, Decoder, Encoder, EncoderDecoder, Trace
+from companion.transformer.block._model import Decoder, Encoder, EncoderDecoder, Trace
 from companion.transformer.block._norms import (
     LayerNorm,
     LayerNormFunction,

@@ -128,6 +128,12 @@ class TransformerConfig:
         embedding_norm: Whether the sum of the embeddings is normalized (BERT, BART).
         segments: Kinds of segments with an embedding each (BERT has 2); none with 0.
         tied: Whether the output layer of a decoder is the table of token embeddings.
+        dropout: Share of components that are dropped, in training, from the sum of the embeddings
+            and from the output of each layer before it is added. Attention weights are kept.
+        attention_scale: Factor of the scores of attention; by default one over the root of the
+            head's width. T5 has 1.
+        logit_scale: Factor of the logits; 1 by default. T5 with a tied table has one over the
+            root of ``dim``.
 
     Raises:
         ValueError: If a size is smaller than 1, heads do not divide, a name is unknown, or
@@ -161,6 +167,9 @@ class TransformerConfig:
     embedding_norm: bool = False
     segments: int = 0
     tied: bool = True
+    dropout: float = 0.0
+    attention_scale: float | None = None
+    logit_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("vocab", "dim", "layers", "heads", "ff_dim", "context"):
@@ -170,6 +179,10 @@ class TransformerConfig:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_in_range("norm_eps", self.norm_eps, low=0.0, open_high=True)
+        check_in_range("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
+        for name in ("attention_scale", "logit_scale"):
+            if getattr(self, name) is not None:
+                check_in_range(name, getattr(self, name), low=0.0, open_low=True, open_high=True)
         if not isinstance(self.positions, Positions):
             raise ValueError(
                 "positions must be a description such as Learned() or Rope(), "
