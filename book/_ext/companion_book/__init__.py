@@ -8,6 +8,7 @@ It reads what the chapters' run left behind and never runs anything itself:
 - ``reference`` documents the companion library from its docstrings;
 - ``bibliography`` lists references by author and year;
 - ``unique_ids`` keeps the ids of a page unique;
+- ``line_breaks`` keeps punctuation beside its formula;
 - ``assets`` serves MathJax and the style sheet from the book itself.
 """
 
@@ -17,11 +18,31 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from . import assets, bibliography, facts, ledger, plan, reference, tables, unique_ids
+from . import (
+    assets,
+    bibliography,
+    facts,
+    ledger,
+    line_breaks,
+    plan,
+    reference,
+    tables,
+    unique_ids,
+)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register every part of the extension."""
-    for part in (assets, bibliography, plan, ledger, facts, tables, reference, unique_ids):
+    for part in (
+        assets,
+        bibliography,
+        plan,
+        ledger,
+        facts,
+        tables,
+        reference,
+        unique_ids,
+        line_breaks,
+    ):
         part.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
