@@ -9,12 +9,13 @@ from benchmarks.pairs import (
     norms,
     optimizers,
     tokenization,
+    training,
 )
 
 __all__ = ["PAIRS"]
 
 PAIRS: dict[str, Pair] = {
     pair.name: pair
-    for module in (embeddings, tokenization, losses, optimizers, attention, norms, models)
+    for module in (embeddings, tokenization, losses, optimizers, attention, norms, models, training)
     for pair in module.pairs()
 }
