@@ -1,8 +1,11 @@
-"""The training loop takes a compiled loss."""
+"""The training loop takes a compiled loss, and models whose blocks are compiled."""
 
+import pytest
 import torch
 
-from companion.core import generator, randn, train
+from companion.core import LossModule, generator, parallelize, randint, randn, train
+from companion.pretraining.autoregressive import next_token_loss
+from companion.transformer.block import Decoder, TransformerConfig, initialize_
 
 
 def test_a_compiled_loss_trains_like_an_eager_one():
@@ -19,3 +22,19 @@ def test_a_compiled_loss_trains_like_an_eager_one():
         return train(loss_fn, [inputs], torch.optim.SGD([weight], lr=0.1), steps=5).loss
 
     torch.testing.assert_close(run(True), run(False), rtol=1e-5, atol=1e-6)
+
+
+# Dynamo looks at .grad of a block's input and hides the warning; but here warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_blocks_train_like_eager_ones():
+    config = TransformerConfig(vocab=23, dim=12, layers=2, heads=3, ff_dim=29, context=7)
+    ids = randint(0, 23, (5, 8), generator=generator(1))
+
+    def run(**how):
+        model = initialize_(Decoder(config), generator=generator(0))
+        module = parallelize(LossModule(model, next_token_loss), **how)
+        adam = torch.optim.AdamW(module.parameters(), lr=0.01)
+        return train(module, [ids], adam, steps=4).loss
+
+    both = run(compile=True, activation_checkpointing=True)
+    torch.testing.assert_close(both, run(), rtol=1e-5, atol=1e-5)

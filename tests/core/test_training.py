@@ -121,3 +121,49 @@ def test_bad_arguments_are_refused():
         train(lambda batch: weight * 2, [None], optimizer, steps=1)
     with pytest.raises(ValueError, match="batches ran out"):
         train(scalar, iter([None, None]), optimizer, steps=3)
+
+
+@pytest.mark.parametrize("clip", [None, 2.0])
+def test_accumulated_batches_equal_one_large_batch(clip):
+    inputs, targets = problem()
+
+    def run(parts):
+        weight = torch.nn.Parameter(torch.zeros(FEATURES))
+        optimizer = torch.optim.AdamW([weight], lr=0.1)
+        rows = torch.arange(30).split(30 // parts)
+        log = train(
+            lambda r: ((inputs[r] @ weight - targets[r]) ** 2).mean(),
+            list(rows),
+            optimizer,
+            steps=12,
+            accumulate=parts,
+            clip_norm=clip,
+        )
+        return log, weight.detach()
+
+    (one, weight), (several, other) = run(1), run(5)
+    torch.testing.assert_close(several.loss, one.loss, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(other, weight, rtol=1e-4, atol=1e-5)
+    # Batches of unequal length would not: their means weigh the same.
+    rows = [torch.arange(3), torch.arange(3, 30)]
+    weight = torch.nn.Parameter(torch.zeros(FEATURES))
+    log = train(
+        lambda r: ((inputs[r] @ weight - targets[r]) ** 2).mean(),
+        rows,
+        torch.optim.SGD([weight], lr=0.1),
+        steps=1,
+        accumulate=2,
+    )
+    assert abs(float(log.loss[0] - one.loss[0])) > 0.1
+
+
+def test_on_step_sees_every_step_and_its_loss():
+    seen = []
+    log, _, _ = run(steps=7, on_step=lambda step, loss: seen.append((step, float(loss))))
+    assert [step for step, _ in seen] == list(range(1, 8))
+    assert [loss for _, loss in seen] == log.loss.tolist()
+
+
+def test_accumulate_must_be_a_count():
+    with pytest.raises(ValueError, match="accumulate must be 1 or more, got 0"):
+        run(steps=1, accumulate=0)

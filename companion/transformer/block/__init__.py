@@ -1,7 +1,7 @@
 r"""The Transformer block, the models that are stacks of it, and two of them with trained weights.
 
 :func:`minilm` and :func:`smollm2` load the book's encoder and decoder, and
-:func:`load_pretrained` any checkpoint directory of BERT or Llama architecture, all into
+:func:`load_pretrained` any checkpoint directory of BERT, GPT-2 or Llama architecture, all into
 :class:`Encoder` and :class:`Decoder`, which a frozen :class:`TransformerConfig` describes.
 
 Book: :doc:`/book/transformer/block`.

@@ -17,6 +17,7 @@ AttentionMask = Mask | Bool[Tensor, "..."] | None
 
 
 def norm_of(config: TransformerConfig) -> nn.Module:
+    """Make a normalization of the kind that the description asks for."""
     kind = LayerNorm if config.norm == "layer" else RMSNorm
     return kind(config.dim, eps=config.norm_eps)
 
@@ -37,6 +38,7 @@ def _attention(config: TransformerConfig, *, self_attention: bool) -> MultiHeadA
 
 
 def dropout_of(config: TransformerConfig) -> nn.Module | None:
+    """Make a layer that drops components in training, or none."""
     return nn.Dropout(config.dropout) if config.dropout else None
 
 

@@ -1,4 +1,4 @@
-"""Trained weights into the models of this chapter: BERT encoders and Llama decoders."""
+"""Trained weights into the models of this chapter: BERT, and GPT-2 and Llama decoders."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -154,7 +154,7 @@ def load_pretrained(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> TextEncoder | TextDecoder:
-    """Load a checkpoint directory of BERT or Llama architecture.
+    """Load a checkpoint directory of BERT, GPT-2 or Llama architecture.
 
     The layout is the usual one of Hugging Face: ``config.json``, ``tokenizer.json``, and the
     weights in ``model.safetensors`` or in shards that ``model.safetensors.index.json`` lists.
@@ -168,7 +168,7 @@ def load_pretrained(
         dtype: Type of its parameters, whatever the files hold.
 
     Returns:
-        A :class:`TextEncoder` for BERT, a :class:`TextDecoder` for Llama.
+        A :class:`TextEncoder` for BERT, a :class:`TextDecoder` for GPT-2 and Llama.
 
     Raises:
         FileNotFoundError: If a file of the layout is missing; the message names it.
@@ -184,9 +184,10 @@ def load_pretrained(
     folder = Path(directory).expanduser()
     raw = _read_json(folder / "config.json")
     kind = raw.get("model_type")
-    if kind not in ("bert", "llama"):
+    if kind not in ("bert", "gpt2", "llama"):
         raise ValueError(
-            f"{folder}: architecture {kind!r} is not supported; supported are 'bert' and 'llama'"
+            f"{folder}: architecture {kind!r} is not supported; supported are 'bert', 'gpt2' "
+            "and 'llama'"
         )
     if raw.get("quantization_config"):
         how = raw["quantization_config"]
@@ -209,8 +210,12 @@ def load_pretrained(
         encoder = _filled(Encoder, config, _bert_weights, tensors, device, dtype)
         return TextEncoder(encoder, tokenizer, pooling=_pooling(folder))
 
-    config = _llama_config(raw, folder)
-    decoder = _filled(Decoder, config, _llama_weights, tensors, device, dtype)
+    if kind == "gpt2":
+        config = _gpt2_config(raw, folder)
+        decoder = _filled(Decoder, config, _gpt2_weights, tensors, device, dtype)
+    else:
+        config = _llama_config(raw, folder)
+        decoder = _filled(Decoder, config, _llama_weights, tensors, device, dtype)
     told = _read_json(folder / "tokenizer_config.json", needed=False)
     written = _read_json(folder / "generation_config.json", needed=False)
     stop = written.get("eos_token_id", raw.get("eos_token_id"))
@@ -307,8 +312,8 @@ _ACTIVATIONS = {
 _GATES = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh", "relu": "reglu"}
 
 
-def _activation(raw: Mapping[str, Any], folder: Path) -> str:
-    name = raw["hidden_act"]
+def _activation(raw: Mapping[str, Any], folder: Path, key: str = "hidden_act") -> str:
+    name = raw[key]
     if name not in _ACTIVATIONS:
         raise ValueError(f"{folder}: activation {name!r} is not supported")
     return _ACTIVATIONS[name]
@@ -348,6 +353,29 @@ def _bert_config(raw: Mapping[str, Any], folder: Path) -> TransformerConfig:
         positions=Learned(),
         embedding_norm=True,
         segments=raw["type_vocab_size"],
+    )
+
+
+@_with_names
+def _gpt2_config(raw: Mapping[str, Any], folder: Path) -> TransformerConfig:
+    for name, usual in (
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False),
+    ):
+        if raw.get(name, usual) is not usual:
+            raise ValueError(f"{folder}: {name} = {raw[name]!r} is not supported")
+    return TransformerConfig(
+        vocab=raw["vocab_size"],
+        dim=raw["n_embd"],
+        layers=raw["n_layer"],
+        heads=raw["n_head"],
+        ff_dim=4 * raw["n_embd"] if raw.get("n_inner") is None else raw["n_inner"],
+        context=raw["n_positions"],
+        norm_eps=raw["layer_norm_epsilon"],
+        activation=_activation(raw, folder, "activation_function"),
+        positions=Learned(),
+        tied=raw.get("tie_word_embeddings", True),
     )
 
 
@@ -494,6 +522,51 @@ def _bert_weights(tensors: Mapping[str, Tensor], config: TransformerConfig) -> d
     return made
 
 
+def _gpt2_weights(tensors: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
+    source = _Source(tensors, "transformer.")
+    d, ff = config.dim, config.ff_dim
+    made = {
+        "tokens.weight": source.take("wte.weight", config.vocab, d),
+        "positions.weight": source.take("wpe.weight", config.context, d),
+    }
+
+    def norm(ours: str, theirs: str) -> None:
+        for part in ("weight", "bias"):
+            made[f"{ours}.{part}"] = source.take(f"{theirs}.{part}", d)
+
+    def linear(ours: str, theirs: str, inputs: int, outputs: int) -> None:
+        # These files hold the matrix of Y = X W + b itself, and nn.Linear its transpose.
+        weight = source.take(f"{theirs}.weight", inputs, outputs)
+        made[f"{ours}.weight"] = weight.T.contiguous()
+        made[f"{ours}.bias"] = source.take(f"{theirs}.bias", outputs)
+
+    for index in range(config.layers):
+        ours, theirs = f"blocks.{index}", f"h.{index}"
+        norm(f"{ours}.attention_norm", f"{theirs}.ln_1")
+        linear(f"{ours}.attention.qkv", f"{theirs}.attn.c_attn", d, 3 * d)
+        linear(f"{ours}.attention.out", f"{theirs}.attn.c_proj", d, d)
+        norm(f"{ours}.feed_forward_norm", f"{theirs}.ln_2")
+        linear(f"{ours}.feed_forward.up", f"{theirs}.mlp.c_fc", d, ff)
+        linear(f"{ours}.feed_forward.down", f"{theirs}.mlp.c_proj", ff, d)
+    norm("final_norm", "ln_f")
+    _output_layer(made, source, config)
+    source.drop(".attn.bias", ".attn.masked_bias")  # the causal mask, in older files
+    return made
+
+
+def _output_layer(made: dict[str, Tensor], source: _Source, config: TransformerConfig) -> None:
+    """Tie the output layer, or read it."""
+    if config.tied:
+        made["head.weight"] = made["tokens.weight"]
+        # Some files repeat the tied table; any other head would be lost silently.
+        repeated = source.left.pop("lm_head.weight", None)
+        if repeated is not None and not torch.equal(repeated, made["tokens.weight"]):
+            raise ValueError("the configuration ties the output layer, but lm_head.weight differs")
+    else:
+        source.prefix = ""
+        made["head.weight"] = source.take("lm_head.weight", config.vocab, config.dim)
+
+
 def _llama_weights(tensors: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
     source = _Source(tensors, "model.")
     d, ff, width = config.dim, config.ff_dim, config.head_width
@@ -525,15 +598,7 @@ def _llama_weights(tensors: Mapping[str, Tensor], config: TransformerConfig) -> 
                 # A single matrix is kept as it is, without a copy.
                 made[f"{ours}.{part}.{kind}"] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     made["final_norm.weight"] = source.take("norm.weight", d)
-    if config.tied:
-        made["head.weight"] = made["tokens.weight"]
-        # Some files repeat the tied table; any other head would be lost silently.
-        repeated = source.left.pop("lm_head.weight", None)
-        if repeated is not None and not torch.equal(repeated, made["tokens.weight"]):
-            raise ValueError("the configuration ties the output layer, but lm_head.weight differs")
-    else:
-        source.prefix = ""
-        made["head.weight"] = source.take("lm_head.weight", config.vocab, d)
+    _output_layer(made, source, config)
     source.drop("rotary_emb.inv_freq")
     return made
 

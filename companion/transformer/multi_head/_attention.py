@@ -30,6 +30,21 @@ class Cache(Protocol):
         ...
 
 
+@runtime_checkable
+class Prefix(Protocol):
+    """Keys and values that a layer reads besides those of its tokens."""
+
+    @property
+    def keys(self) -> Tensor:
+        """Shape (kv_heads, length, head_dim)."""
+        ...
+
+    @property
+    def values(self) -> Tensor:
+        """Shape (kv_heads, length, value_dim)."""
+        ...
+
+
 class MultiHeadAttention(nn.Module):
     r"""Several attention heads side by side, and the map that mixes what they read.
 
@@ -115,6 +130,9 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(heads * value_dim, dim, bias=out_bias, device=device, dtype=dtype)
         #: Factors of the heads' outputs, shape (heads,); ``None`` stands for ones.
         self.gates: Tensor | None = None
+        #: Keys and values before all others, such as
+        #: ``companion.pretraining.transfer.PrefixTuning``; every query may read them.
+        self.prefix: Prefix | None = None
 
     def extra_repr(self) -> str:
         """Name the sizes when the module is printed."""
@@ -155,6 +173,8 @@ class MultiHeadAttention(nn.Module):
         """
         Q, K, V = self._project(x, context, rotation, cache)
         bias = self._bias(Q, K, bias)
+        if self.prefix is not None:
+            K, V, mask, bias = _with_prefix(self.prefix, Q, K, V, mask, bias)
         Z = attention(Q, K, V, mask=mask, bias=bias, scale=self.scale)
         return self._mix(Z)
 
@@ -180,10 +200,13 @@ class MultiHeadAttention(nn.Module):
 
         Returns:
             The output, and the weights; each row of weights sums to one, or is zero where nothing
-            may be read. They take memory in proportion to n times keys.
+            may be read. They take memory in proportion to n times keys. Those of a prefix come
+            first.
         """
         Q, K, V = self._project(x, context, rotation, cache)
         bias = self._bias(Q, K, bias)
+        if self.prefix is not None:
+            K, V, mask, bias = _with_prefix(self.prefix, Q, K, V, mask, bias)
         Z, A = dense_attention(Q, K, V, mask=mask, bias=bias, scale=self.scale)
         return self._mix(Z), A
 
@@ -279,10 +302,12 @@ class MultiHeadAttention(nn.Module):
 
         Raises:
             ValueError: If a head is missing, named twice, or leaves its group; or if the layer has
-                relative positions, whose parameters may belong to heads.
+                a prefix or relative positions, whose parameters may belong to heads.
         """
         if self.relative is not None:
             raise ValueError("heads of a layer with relative positions cannot be taken out")
+        if self.prefix is not None:
+            raise ValueError("heads of a layer with a prefix cannot be taken out: remove it first")
         check_count("kept heads", len(keep))
         for head in keep:
             check_count("head", head, low=0, high=self.heads - 1)
@@ -343,3 +368,29 @@ class MultiHeadAttention(nn.Module):
 def _rows(heads: Tensor, width: int, start: int) -> Tensor:
     """Indices of the rows that belong to some heads."""
     return (start + heads[:, None] * width + torch.arange(width, device=heads.device)).flatten()
+
+
+def _with_prefix(
+    prefix: Prefix,
+    Q: Tensor,
+    K: Tensor,
+    V: Tensor,
+    mask: Mask | Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Put the prefix before the keys; masks allow it everywhere, and biases add nothing there."""
+    batch, _, n, _ = Q.shape
+    m, length = K.shape[2], prefix.keys.shape[1]
+    if isinstance(mask, Mask):
+        mask = mask.dense(n, m, device=Q.device)
+    if mask is not None:
+        # One column may stand for all keys.
+        mask = mask.expand(*mask.shape[:-1], m)
+        mask = torch.cat([mask.new_ones(*mask.shape[:-1], length), mask], -1)
+    if bias is not None:
+        bias = bias.expand(*bias.shape[:-1], m)
+        bias = torch.cat([bias.new_zeros(*bias.shape[:-1], length), bias], -1)
+    keys, values = (
+        rows.to(K.dtype).expand(batch, -1, -1, -1) for rows in (prefix.keys, prefix.values)
+    )
+    return torch.cat([keys, K], 2), torch.cat([values, V], 2), mask, bias

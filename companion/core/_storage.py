@@ -1,0 +1,74 @@
+"""Nested state as JSON and tensors, and files that are on disk for certain."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from companion.core.parallel import is_main
+
+__all__ = ["file_hash", "pack", "sync", "unpack", "whole"]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, on the CPU; a sharded one is gathered, which all processes must do."""
+    tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    # Other processes have no use for what they gathered.
+    return tensor.detach().cpu().contiguous() if is_main() else torch.empty(0)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of files of a folder, is on disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows keeps folders up to date by itself, and cannot open them
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+    """Turn nested values into JSON; tensors go to a dictionary of their own."""
+    if isinstance(value, Tensor):
+        tensors[path] = whole(value)
+        return {"tensor": path}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, Mapping):
+        return {"dict": [[k, pack(v, tensors, f"{path}/{k}")] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [pack(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(
+        f"the state at {path[1:]!r} is a {type(value).__name__}: only tensors, numbers, strings, "
+        "lists, tuples and dictionaries can be saved"
+    )
+
+
+def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Turn what :func:`pack` has made back into nested values."""
+    if not isinstance(value, dict):
+        return value
+    ((kind, held),) = value.items()
+    if kind == "tensor":
+        # A copy: what was loaded is the mapped file, which may be deleted.
+        return tensors[held].clone()
+    if kind == "dtype":
+        return getattr(torch, held)
+    if kind == "dict":
+        return {key: unpack(item, tensors) for key, item in held}
+    items: Iterator[Any] = (unpack(item, tensors) for item in held)
+    return tuple(items) if kind == "tuple" else list(items)

@@ -1,0 +1,408 @@
+"""The loss of a language model, its scores of whole texts, and what it writes."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import config as type_hook
+from torch import Tensor
+
+from companion.foundations.language_models import bits_per_byte
+from companion.pretraining.autoregressive import (
+    PanguAlpha,
+    document_places,
+    draw,
+    gpt2_config,
+    initialize,
+    llama_config,
+    next_token_log_probs,
+    next_token_loss,
+    sample,
+    text_log_probs,
+)
+from companion.transformer.block import Decoder, TransformerConfig, greedy
+
+V, CONTEXT = 29, 23
+# Sums of some dozen terms in a few layers lose a handful of the 53 bits of a double.
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+SINGLE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture
+def own_checks() -> Iterator[None]:
+    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
+    before = type_hook.jaxtyping_disable
+    type_hook.update("jaxtyping_disable", True)
+    yield
+    type_hook.update("jaxtyping_disable", before)
+
+
+def model_of(form: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Decoder:
+    g = torch.Generator().manual_seed(seed)
+    if form == "gpt2":
+        config = gpt2_config((2, 24, 3), vocab=V, context=CONTEXT)
+    else:
+        config = llama_config((2, 24, 6), vocab=V, context=CONTEXT, kv_heads=2, ff_dim=37)
+    model = initialize(config, generator=g, dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():  # away from zeros and ones, so that all count
+            parameter += 0.3 * torch.randn(parameter.shape, generator=g, dtype=dtype)
+    return model
+
+
+def ids_of(batch: int = 3, n: int = 19, seed: int = 1) -> Tensor:
+    return torch.randint(0, V, (batch, n), generator=torch.Generator().manual_seed(seed))
+
+
+def their_gpt2(model: Decoder) -> Any:
+    c = model.config
+    config = transformers.GPT2Config(
+        vocab_size=c.vocab,
+        n_embd=c.dim,
+        n_layer=c.layers,
+        n_head=c.heads,
+        n_positions=c.context,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    theirs = transformers.GPT2LMHeadModel(config).to(model.head.weight.dtype)
+    made = {"wte.weight": model.tokens.weight, "wpe.weight": model.positions.weight}  # type: ignore[union-attr]
+    names = {
+        "attention_norm": "ln_1",
+        "attention.qkv": "attn.c_attn",
+        "attention.out": "attn.c_proj",
+        "feed_forward_norm": "ln_2",
+        "feed_forward.up": "mlp.c_fc",
+        "feed_forward.down": "mlp.c_proj",
+    }
+    for name, value in model.state_dict().items():
+        if name.startswith("blocks."):
+            _, layer, rest = name.split(".", 2)
+            part, kind = rest.rsplit(".", 1)
+            flip = value.ndim == 2
+            made[f"h.{layer}.{names[part]}.{kind}"] = value.T if flip else value
+        elif name.startswith("final_norm."):
+            made[name.replace("final_norm", "ln_f")] = value
+    missing = theirs.transformer.load_state_dict(made, strict=False)
+    assert not missing.unexpected_keys
+    assert not missing.missing_keys
+    return theirs
+
+
+def their_llama(model: Decoder) -> Any:
+    c = model.config
+    config = transformers.LlamaConfig(
+        vocab_size=c.vocab,
+        hidden_size=c.dim,
+        intermediate_size=c.ff_dim,
+        num_hidden_layers=c.layers,
+        num_attention_heads=c.heads,
+        num_key_value_heads=c.key_value_heads,
+        max_position_embeddings=c.context,
+        rms_norm_eps=c.norm_eps,
+        tie_word_embeddings=False,
+    )
+    theirs = transformers.LlamaForCausalLM(config).to(model.head.weight.dtype)
+    own = model.state_dict()
+    made = {
+        "model.embed_tokens.weight": own["tokens.weight"],
+        "model.norm.weight": own["final_norm.weight"],
+        "lm_head.weight": own["head.weight"],
+    }
+    kv = c.key_value_heads * c.head_width
+    for layer in range(c.layers):
+        a, b = f"blocks.{layer}", f"model.layers.{layer}"
+        q, k, v = own[f"{a}.attention.qkv.weight"].split([c.dim, kv, kv])
+        gate, up = own[f"{a}.feed_forward.gate_up.weight"].chunk(2)
+        made |= {
+            f"{b}.self_attn.q_proj.weight": q,
+            f"{b}.self_attn.k_proj.weight": k,
+            f"{b}.self_attn.v_proj.weight": v,
+            f"{b}.self_attn.o_proj.weight": own[f"{a}.attention.out.weight"],
+            f"{b}.mlp.gate_proj.weight": gate,
+            f"{b}.mlp.up_proj.weight": up,
+            f"{b}.mlp.down_proj.weight": own[f"{a}.feed_forward.down.weight"],
+            f"{b}.input_layernorm.weight": own[f"{a}.attention_norm.weight"],
+            f"{b}.post_attention_layernorm.weight": own[f"{a}.feed_forward_norm.weight"],
+        }
+    theirs.load_state_dict(made)
+    return theirs
+
+
+@pytest.mark.parametrize("form", ["gpt2", "llama"])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, EXACT), (torch.float32, SINGLE)])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_logits_loss_and_gradients_equal_those_of_transformers(
+    form: str, dtype: torch.dtype, close: dict[str, float], chunked: bool
+) -> None:
+    ours = model_of(form, dtype=dtype)
+    theirs = (their_gpt2 if form == "gpt2" else their_llama)(ours)
+    if form == "llama":  # theirs computes the angles in float32, whatever the model's type
+        theirs.model.rotary_emb.inv_freq = theirs.model.rotary_emb.inv_freq.to(dtype)
+        close = {"rtol": 1e-5, "atol": 1e-5}
+    ids = ids_of()
+    its = theirs(ids).logits
+    torch.testing.assert_close(ours(ids), its, **close)
+    its_loss = torch.nn.functional.cross_entropy(its[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    loss = next_token_loss(ours, ids, chunked=chunked)
+    torch.testing.assert_close(loss, its_loss, **close)
+    torch.testing.assert_close(loss.float(), theirs(ids, labels=ids).loss, **SINGLE)
+    loss.backward()
+    its_loss.backward()
+    grad = ours.tokens.weight.grad
+    its_grad = theirs.get_input_embeddings().weight.grad
+    torch.testing.assert_close(grad, its_grad, **close)
+    first = ours.blocks[0].attention.out.weight.grad
+    layer = (theirs.transformer.h if form == "gpt2" else theirs.model.layers)[0]
+    its_first = layer.attn.c_proj.weight.grad.T if form == "gpt2" else None
+    if its_first is None:
+        its_first = layer.self_attn.o_proj.weight.grad
+    torch.testing.assert_close(first, its_first, **close)
+
+
+def test_the_loss_is_the_mean_surprise_token_by_token() -> None:
+    model, ids = model_of("llama"), ids_of(2, 7)
+    surprises = [
+        -torch.log_softmax(model(ids[row : row + 1, :t])[0, -1], -1)[ids[row, t]]
+        for row in range(2)
+        for t in range(1, 7)
+    ]
+    torch.testing.assert_close(next_token_loss(model, ids), torch.stack(surprises).mean(), **EXACT)
+    total = next_token_loss(model, ids, reduction="sum")
+    torch.testing.assert_close(total, torch.stack(surprises).sum(), **EXACT)
+    scored = next_token_log_probs(model, ids)
+    torch.testing.assert_close(-scored.flatten(), torch.stack(surprises), **EXACT)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_nothing(side: str) -> None:
+    model, ids = model_of("gpt2"), ids_of(1, 11)
+    alone = next_token_log_probs(model, ids)
+    row = torch.full((1, 16), 5)
+    place = slice(5, 16) if side == "left" else slice(0, 11)
+    row[:, place] = ids
+    real = torch.zeros(1, 16, dtype=torch.bool)
+    real[:, place] = True
+    scored = next_token_log_probs(model, row, real=real)
+    kept = slice(5, 15) if side == "left" else slice(0, 10)
+    torch.testing.assert_close(scored[:, kept], alone, **EXACT)
+    assert torch.equal(scored.count_nonzero(), torch.tensor(10))
+    torch.testing.assert_close(next_token_loss(model, row, real=real), -alone.mean(), **EXACT)
+
+
+@pytest.mark.parametrize("form", ["gpt2", "llama", "pangu"])
+def test_packed_documents_count_as_separate_ones(form: str) -> None:
+    if form == "pangu":
+        config = TransformerConfig(vocab=V, dim=24, layers=3, heads=3, ff_dim=37, context=CONTEXT)
+        torch.manual_seed(2)
+        model: Decoder = PanguAlpha(config).double()
+    else:
+        model = model_of(form)
+    end = 0
+    texts = [torch.tensor([[*row, end]]) for row in ([3, 1, 4], [1, 5, 9, 2, 6, 5], [8, 7])]
+    packed = torch.cat(texts, dim=1)
+    numbers, places = document_places(packed, end=end)
+    assert places.tolist()[0] == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
+    together = next_token_loss(model, packed, documents=numbers, reduction="sum")
+    apart = sum(next_token_loss(model, text, reduction="sum") for text in texts)
+    torch.testing.assert_close(together, apart, **EXACT)
+    # Without the mask the second document reads the first.
+    mixed = next_token_loss(model, packed, reduction="sum")
+    assert bool((mixed - together).abs() > 1e-3)
+    a = torch.autograd.grad(together, model.tokens.weight)[0]
+    b = torch.autograd.grad(apart, model.tokens.weight)[0]  # type: ignore[call-overload]
+    torch.testing.assert_close(a, b, **EXACT)
+
+
+def test_documents_with_any_numbers_start_anew_where_the_number_changes() -> None:
+    model = model_of("gpt2")
+    ids = ids_of(1, 9)
+    odd = torch.tensor([[4, 4, 4, 2, 2, 2, 2, 9, 9]])
+    even = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2]])
+    first, second = (next_token_loss(model, ids, documents=d) for d in (odd, even))
+    torch.testing.assert_close(first, second, **EXACT)
+
+
+@pytest.mark.parametrize("n", [1, 5, 23, 24, 61])
+@pytest.mark.parametrize("stride", [None, 1, 7, 23])
+def test_a_long_text_is_scored_token_by_token_in_the_widest_window(
+    n: int, stride: int | None
+) -> None:
+    model, text = model_of("llama"), ids_of(1, n)[0]
+    scored = text_log_probs(model, text, start=3, stride=stride, batch=2)
+    assert scored.shape == (n,)
+    whole = torch.cat([torch.tensor([3]), text])
+    step = 11 if stride is None else stride
+    for t in range(1, n + 1):
+        # The window that scores token t ends at the first multiple of the stride from t on.
+        end = CONTEXT if t <= CONTEXT else CONTEXT + -(-(t - CONTEXT) // step) * step
+        begin = max(0, min(end, n) - CONTEXT)
+        logits = model(whole[None, begin:t])[0, -1]
+        expected = torch.log_softmax(logits, -1)[whole[t]]
+        torch.testing.assert_close(scored[t - 1], expected, **EXACT)
+
+
+def test_bits_per_byte_of_a_uniform_model_are_known() -> None:
+    model = model_of("gpt2").requires_grad_(False)
+    model.head = torch.nn.Linear(24, V, bias=False, dtype=torch.float64)
+    torch.nn.init.zeros_(model.head.weight)
+    scored = text_log_probs(model, ids_of(1, 40)[0], start=0)
+    bits = bits_per_byte(scored, size=100)
+    torch.testing.assert_close(bits, 0.4 * torch.tensor(float(V), dtype=torch.float64).log2())
+
+
+def test_inputs_are_not_changed() -> None:
+    model, ids = model_of("gpt2"), ids_of()
+    real = torch.ones_like(ids, dtype=torch.bool)
+    real[0, 15:] = False
+    documents = torch.zeros_like(ids)
+    before = [t.clone() for t in (ids, real, documents)]
+    next_token_loss(model, ids, real=real)
+    next_token_loss(model, ids, documents=documents)
+    sample(model, ids, tokens=3, generator=torch.Generator().manual_seed(0))
+    for now, then in zip((ids, real, documents), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_narrow_ids_do() -> None:
+    model, ids = model_of("llama"), ids_of()
+    torch.testing.assert_close(
+        next_token_loss(model, ids.to(torch.uint8)), next_token_loss(model, ids)
+    )
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_the_loss_runs_on_meta(chunked: bool) -> None:
+    with torch.device("meta"):
+        model = Decoder(gpt2_config((2, 24, 3), vocab=V, context=CONTEXT))
+    ids = torch.zeros(3, 19, dtype=torch.long, device="meta")
+    documents = torch.zeros_like(ids)
+    loss = next_token_loss(model, ids, documents=documents, chunked=chunked)
+    assert loss.device.type == "meta"
+    assert next_token_log_probs(model, ids).shape == (3, 18)
+    assert text_log_probs(model, ids[0], start=0).shape == (19,)
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_misuse_says_what_to_do() -> None:
+    model, ids = model_of("gpt2"), ids_of()
+    with pytest.raises(ValueError, match="tokens of each sequence must be 2 or more, got 1"):
+        next_token_loss(model, ids[:, :1])
+    with pytest.raises(ValueError, match="more than the model's context of 23"):
+        next_token_loss(model, ids_of(1, 25))
+    with pytest.raises(ValueError, match="real must be boolean"):
+        next_token_loss(model, ids, real=torch.ones_like(ids))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="documents must have shape"):
+        next_token_loss(model, ids, documents=ids[:, 1:])
+    with pytest.raises(ValueError, match="stride must be"):
+        text_log_probs(model, ids[0], start=0, stride=24)
+    with pytest.raises(ValueError, match="tokens of the text"):
+        text_log_probs(model, ids[0, :0], start=0)
+
+
+# --- drawing -------------------------------------------------------------------------------------
+
+
+def test_draws_follow_the_softmax(g: torch.Generator) -> None:
+    logits = torch.tensor([0.3, -1.0, 2.0, -torch.inf, 0.7, -3.0])
+    n = 40_000
+    for temperature in (1.0, 0.5, 2.0):
+        p = torch.softmax(logits.double() / temperature, -1)
+        seen = draw(logits.expand(n, 6), generator=g, temperature=temperature)
+        counts = torch.bincount(seen, minlength=6).double()
+        # Five standard errors of a binomial count.
+        assert ((counts - n * p).abs() <= 5 * (n * p * (1 - p)).sqrt()).all()
+        assert counts[3] == 0
+
+
+@given(
+    st.lists(st.floats(-30, 30), min_size=1, max_size=9),
+    st.integers(0, 2**31),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+)
+@settings(max_examples=60, deadline=None)
+def test_draws_are_classes_of_positive_probability(
+    values: list[float], seed: int, dtype: torch.dtype
+) -> None:
+    logits = torch.tensor([*values, -torch.inf], dtype=dtype)
+    drawn = draw(logits, generator=torch.Generator().manual_seed(seed))
+    assert drawn.dtype == torch.int64
+    assert 0 <= int(drawn) < len(values)
+
+
+def test_temperature_zero_is_greedy_and_a_low_one_nearly(g: torch.Generator) -> None:
+    model, ids = model_of("llama").eval(), ids_of(3, 5)
+    expected = greedy(model, ids, tokens=11)
+    for temperature in (0.0, 1e-6):
+        written = sample(model, ids, tokens=11, temperature=temperature, generator=g)
+        assert torch.equal(written, expected)
+
+
+def test_continuations_have_the_probabilities_of_the_model(g: torch.Generator) -> None:
+    config = llama_config((1, 8, 2), vocab=3, context=7, ff_dim=11)
+    model = initialize(config, generator=g, dtype=torch.float64)
+    torch.nn.init.normal_(model.head.weight, std=2.0, generator=g)
+    prompt = torch.tensor([[1, 2]])
+    n = 20_000
+    written = sample(model, prompt.expand(n, 2), tokens=2, generator=g)
+    counts = Counter(map(tuple, written.tolist()))
+    for a in range(3):
+        for b in range(3):
+            text = torch.tensor([[1, 2, a, b]])
+            p = float(next_token_log_probs(model, text)[0, 1:].sum().exp().detach())
+            assert abs(counts[a, b] - n * p) <= 5 * (n * p * (1 - p)) ** 0.5 + 1
+
+
+def test_a_text_longer_than_the_context_goes_on_from_its_last_half(g: torch.Generator) -> None:
+    model = model_of("llama").eval()
+    ids = ids_of(2, 9)
+    written = sample(model, ids, tokens=50, temperature=0.0, generator=g)
+    assert written.shape == (2, 50)
+    first = greedy(model, ids, tokens=CONTEXT - 9)
+    assert torch.equal(written[:, : CONTEXT - 9], first)
+    rest = torch.cat([ids, first], dim=1)[:, -(CONTEXT // 2) :]
+    more = greedy(model, rest, tokens=CONTEXT - CONTEXT // 2)
+    assert torch.equal(written[:, CONTEXT - 9 : CONTEXT - 9 + more.shape[1]], more)
+
+
+def test_a_prompt_longer_than_the_context_is_read_from_its_end(g: torch.Generator) -> None:
+    model = model_of("llama").eval()
+    ids = ids_of(1, 40)
+    written = sample(model, ids, tokens=3, temperature=0.0, generator=g)
+    assert torch.equal(written, greedy(model, ids[:, -(CONTEXT // 2) :], tokens=3))
+
+
+def test_writing_ends_when_all_have_ended_and_repeats_with_the_seed() -> None:
+    model, ids = model_of("gpt2").eval(), ids_of(2, 3)
+
+    def written(seed: int, **more: Any) -> Tensor:
+        return sample(model, ids, tokens=60, generator=torch.Generator().manual_seed(seed), **more)
+
+    assert torch.equal(written(0), written(0))
+    assert not torch.equal(written(0), written(1))
+    stop = (3, 7, 11, 13, 17)
+    ended = written(0, stop=stop, temperature=2.0)
+    assert ended.shape[1] < 60
+    for row in ended.tolist():
+        place = next(i for i, token in enumerate(row) if token in stop)
+        assert set(row[place:]) == {row[place]}
+
+
+def test_sampling_refuses_what_it_cannot_do(g: torch.Generator) -> None:
+    model, ids = model_of("gpt2"), ids_of()
+    with pytest.raises(ValueError, match="temperature"):
+        sample(model, ids, tokens=2, temperature=-1.0, generator=g)
+    with pytest.raises(ValueError, match="tokens of the prompt"):
+        sample(model, ids[:, :0], tokens=2, generator=g)
+    with pytest.raises(ValueError, match="classes"):
+        draw(torch.empty(2, 0), generator=g)
+    with pytest.raises(ValueError, match="stop"):
+        sample(model, ids, tokens=2, stop=(V,), generator=g)
