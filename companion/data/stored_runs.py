@@ -13,11 +13,31 @@ FOLDER = Path(__file__).parent / "runs"
 FIELDS = ("name", "command", "seed", "date", "seconds", "machine", "versions", "results")
 
 
+class _Words(str):
+    """Text that a notebook shows without quotation marks."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _words(value: Any) -> Any:
+    if isinstance(value, str):
+        return _Words(value)
+    if isinstance(value, list):
+        return [_words(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _words(item) for key, item in value.items()}
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredRun:
     """A training run as it came out on one machine, on one day.
 
-    Another machine gives other roundings, and so slightly other curves.
+    Another machine gives other roundings, and so slightly other curves. Strings are shown without
+    quotation marks where a notebook shows them.
 
     Attributes:
         name: Name of the run.
@@ -40,7 +60,7 @@ class StoredRun:
     results: dict[str, Any]
 
     def __repr__(self) -> str:
-        return f"StoredRun({self.name!r}, {self.date}, {self.seconds:.0f} s on {self.machine})"
+        return f"StoredRun('{self.name}', {self.date}, {self.seconds:.0f} s on {self.machine})"
 
 
 def stored_run(name: str) -> StoredRun:
@@ -66,4 +86,4 @@ def stored_run(name: str) -> StoredRun:
         raise CorruptDataError(f"{path.name} is not JSON: {error}") from None
     if not isinstance(fields, dict) or set(fields) != set(FIELDS) or fields["name"] != name:
         raise CorruptDataError(f"{path.name} must hold {', '.join(FIELDS)}, and its own name")
-    return StoredRun(**fields)
+    return StoredRun(**_words(fields))

@@ -30,6 +30,8 @@ def test_what_a_run_stores_is_read_back(folder: Path, monkeypatch: pytest.Monkey
     assert (run.seed, run.seconds) == (5, 1.3)
     assert run.command == "python book/_runs/short.py --steps 3"
     assert "thread" in run.machine
+    assert repr(run.date) == run.date  # no quotation marks in a page
+    assert repr(run) == f"StoredRun('short', {run.date}, 1 s on {run.machine})"
     assert set(run.versions) == {"python", "torch", "companion"}
     assert list(folder.iterdir()) == [path]  # nothing half written is left
 

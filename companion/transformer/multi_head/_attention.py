@@ -302,12 +302,17 @@ class MultiHeadAttention(nn.Module):
 
         Raises:
             ValueError: If a head is missing, named twice, or leaves its group; or if the layer has
-                a prefix or relative positions, whose parameters may belong to heads.
+                a prefix, relative positions or LoRA, whose parameters may belong to heads.
         """
         if self.relative is not None:
             raise ValueError("heads of a layer with relative positions cannot be taken out")
         if self.prefix is not None:
             raise ValueError("heads of a layer with a prefix cannot be taken out: remove it first")
+        if not (isinstance(self.qkv, nn.Linear) and isinstance(self.out, nn.Linear)):
+            raise ValueError(
+                "heads of a layer whose maps were replaced, as LoRA does, cannot be taken out: "
+                "put linear layers back first"
+            )
         check_count("kept heads", len(keep))
         for head in keep:
             check_count("head", head, low=0, high=self.heads - 1)
