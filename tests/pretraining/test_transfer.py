@@ -716,7 +716,9 @@ def test_inputs_are_left_as_they_are(g: torch.Generator) -> None:
 
 def test_heads_of_a_layer_with_lora_stay() -> None:
     model = Decoder(TransformerConfig(vocab=7, dim=12, layers=1, heads=3, ff_dim=31, context=9))
-    add_lora(model, targets=["query"], rank=2, alpha=4.0, generator=torch.Generator().manual_seed(0))
+    add_lora(
+        model, targets=["query"], rank=2, alpha=4.0, generator=torch.Generator().manual_seed(0)
+    )
     with pytest.raises(ValueError, match="as LoRA does"):
         model.blocks[0].attention.keep_heads([0, 1])
     remove_lora(model)
