@@ -76,7 +76,7 @@ def test_every_data_set_names_loaders_that_exist_and_says_where_it_comes_from() 
             named.add(loader)
         for field in (entry.title, entry.license, entry.origin, entry.citation):
             assert field.strip()
-    helpers = {"data_set", "data_sets", "is_present", "locate"}
+    helpers = {"data_set", "data_sets", "is_present", "locate", "stored_run"}
     functions = {
         name for name in data.__all__ if name.islower() and callable(getattr(data, name))
     } - helpers
