@@ -42,9 +42,7 @@ def test_what_a_run_stores_is_read_back(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_is_not_a_run_is_refused(folder: Path) -> None:
-    with pytest.raises(
-        data.MissingDataError, match="no stored run is called 'absent'"
-    ):
+    with pytest.raises(data.MissingDataError, match="no stored run is called 'absent'"):
         data.stored_run("absent")
     (folder / "half.json").write_text('{"name": "half"', encoding="utf-8")
     with pytest.raises(data.CorruptDataError, match=r"half\.json is not JSON"):

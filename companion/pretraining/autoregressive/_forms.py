@@ -1,6 +1,7 @@
 """The decoders of the GPT papers and of Llama, as descriptions, and their random weights."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -65,12 +66,14 @@ GPT3_TABLE = (
 )
 
 #: Layers, width and heads of the four models of GPT-2.
-GPT2_SIZES = {
-    "small": (12, 768, 12),
-    "medium": (24, 1024, 16),
-    "large": (36, 1280, 20),
-    "xl": (48, 1600, 25),
-}
+GPT2_SIZES = MappingProxyType(
+    {
+        "small": (12, 768, 12),
+        "medium": (24, 1024, 16),
+        "large": (36, 1280, 20),
+        "xl": (48, 1600, 25),
+    }
+)
 
 
 def gpt1_config(
