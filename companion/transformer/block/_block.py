@@ -64,6 +64,7 @@ class Block(nn.Module):
     Book: :doc:`/book/transformer/block`
 
     Example:
+        >>> import torch
         >>> config = TransformerConfig(vocab=7, dim=12, layers=1, heads=3, ff_dim=31, context=9)
         >>> Block(config)(torch.ones(2, 5, 12)).shape
         torch.Size([2, 5, 12])

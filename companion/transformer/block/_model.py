@@ -43,6 +43,8 @@ class Encoder(Stack):
     Book: :doc:`/book/transformer/block`
 
     Example:
+        >>> import torch
+        >>> from companion.transformer.block import Learned
         >>> config = TransformerConfig(
         ...     vocab=7, dim=12, layers=2, heads=3, ff_dim=31, context=9, positions=Learned())
         >>> Encoder(config)(torch.tensor([[1, 2, 3, 4, 5]])).shape
@@ -177,6 +179,7 @@ class Decoder(_Head):
     Book: :doc:`/book/transformer/block`
 
     Example:
+        >>> import torch
         >>> config = TransformerConfig(vocab=7, dim=12, layers=2, heads=3, ff_dim=31, context=9)
         >>> Decoder(config)(torch.tensor([[1, 2, 3, 4, 5]])).shape
         torch.Size([1, 5, 7])
@@ -294,6 +297,7 @@ class EncoderDecoder(nn.Module):
     Book: :doc:`/book/transformer/block`
 
     Example:
+        >>> import torch
         >>> config = TransformerConfig(vocab=7, dim=12, layers=2, heads=3, ff_dim=31, context=9)
         >>> model = EncoderDecoder(config)
         >>> model(torch.tensor([[1, 2, 3]]), torch.tensor([[4, 5]])).shape
