@@ -93,6 +93,23 @@ def test_pictures_say_what_they_show(name: str, soups: Soups) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
+def test_no_role_is_left_as_text(name: str, soups: Soups) -> None:
+    article = soups[name].find("article")
+    shown = (
+        "".join(
+            text
+            for text in article.find_all(string=True)
+            if not (text.find_parent("pre") or text.find_parent(class_="math"))
+        )
+        if article
+        else ""
+    )
+    assert (
+        re.findall(r"\{(?:glue|cite|py|prf)?:?(?:text|func|class|eq|ref|doc|numref)\}", shown) == []
+    )
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_page_has_a_title_and_a_language(name: str, soups: Soups) -> None:
     assert soups[name].html["lang"] == "en"
     assert soups[name].title.get_text(strip=True)
