@@ -605,3 +605,57 @@ def test_merging_refuses_states_of_other_queries(g: torch.Generator) -> None:
         merge_states(whole, part)
     with pytest.raises(ValueError, match="two states must have shapes"):
         merge_states(whole, (whole.maximum, whole.normalizer, whole.output[..., :2]))
+
+
+def blocks_of(num: Tensor, indices: Tensor) -> Tensor:
+    """The listed blocks as a Bool matrix."""
+    listed = torch.arange(indices.shape[-1]) < num[..., None]
+    return torch.zeros_like(indices, dtype=torch.bool).scatter(-1, indices.long(), listed)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        causal(),
+        causal(offset=70),
+        causal(offset=-9),
+        sliding_window(5),
+        sliding_window(40, offset=3),
+        ~sliding_window(3),
+        prefix(21),
+        everything(),
+        causal() | ~causal(offset=30),
+        causal() & Mask(lambda b, h, i, j: (i + j) % 3 > 0),
+        Mask(lambda b, h, i, j: (i - j).abs() % 50 < 2 + 9 * h),
+        Mask(lambda b, h, i, j: j > 40 * b),
+    ],
+)
+@pytest.mark.parametrize(("queries", "keys"), [(64, 96), (61, 93), (5, 40)])
+def test_block_masks_list_the_blocks_that_the_dense_mask_has(
+    mask: Mask, queries: int, keys: int
+) -> None:
+    side, batch, heads = 16, 2, 3
+    made = mask.block_mask(queries, keys, device="cpu", batch=batch, heads=heads, block=side)
+    dense = mask.dense(queries, keys, batch=batch, heads=heads).expand(batch, heads, -1, -1)
+    tall, wide = -(-queries // side), -(-keys // side)
+    padded = torch.zeros(batch, heads, tall * side, wide * side, dtype=torch.bool)
+    padded[..., :queries, :keys] = dense
+    counts = padded.view(batch, heads, tall, side, wide, side).sum((3, 5))
+    full = blocks_of(made.full_kv_num_blocks, made.full_kv_indices)
+    mixed = blocks_of(made.kv_num_blocks, made.kv_indices)
+    assert torch.equal(full, counts == side * side)
+    assert torch.equal(mixed, (counts > 0) & (counts < side * side))
+    # The transposed lists, from which the backward pass reads.
+    assert torch.equal(blocks_of(made.full_q_num_blocks, made.full_q_indices), full.mT)
+    assert torch.equal(blocks_of(made.q_num_blocks, made.q_indices), mixed.mT)
+    assert made.seq_lengths == (queries, keys)
+
+
+def test_a_block_mask_of_a_band_never_asks_the_rule() -> None:
+    def refuse(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        raise AssertionError("the rule was evaluated")
+
+    band = (-255.0, 0.0)
+    blocks = Mask(refuse, band, band).block_mask(65_536, 65_536, device="cpu")
+    assert int(blocks.kv_num_blocks.sum()) == 512 + 510  # the diagonal, and two behind it
+    assert int(blocks.full_kv_num_blocks.sum()) == 511

@@ -12,7 +12,7 @@ from math import inf
 import torch
 from jaxtyping import Bool, Integer
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 from companion.core import check_count
 
@@ -225,8 +225,11 @@ class Mask:
     ) -> BlockMask:
         """Return the mask in the form of PyTorch's FlexAttention, with its empty blocks marked.
 
-        Making it evaluates the rule everywhere, which costs time and memory like a dense mask.
-        Make it once and use it in every layer.
+        Blocks that lie outside of the mask's outer band are empty and those inside of the inner
+        band are full. The rule is evaluated on the other blocks only, and not at all where the
+        two bands are the same, as for :func:`causal` and :func:`sliding_window`. A rule without
+        bands is evaluated everywhere, which costs time and memory like a dense mask: make it
+        once and use it in every layer.
 
         Args:
             queries: Number of queries.
@@ -246,9 +249,63 @@ class Mask:
         check_count("block", block)
         self.check(queries, keys, batch=batch, device=torch.device(device))
         size = batch if batch is not None else self.batch
-        return create_block_mask(
-            self.rule, size, heads, queries, keys, device=device, BLOCK_SIZE=block
+        first = torch.arange(0, queries, block, device=device).view(-1, 1)
+        start = torch.arange(0, keys, block, device=device)
+        last = (first + block).clamp(max=queries) - 1
+        stop = (start + block).clamp(max=keys) - 1
+        low, high = start - last, stop - first  # the diagonals of each block
+        some = (high >= self.outer[0]) & (low <= self.outer[1])
+        every = (low >= self.inner[0]) & (high <= self.inner[1])
+        # Where the two bands agree they say everything: what is neither empty nor full is mixed.
+        if self.inner != self.outer and bool((open_ := some & ~every).any()):
+            some, every = self._settle(some, every, open_, block, queries, keys, size, heads)
+        # A block that the edge cuts is never full: the rule keeps what lies beyond it out.
+        every = every & (last - first == block - 1) & (stop - start == block - 1)
+        some = (some & ~every).expand(size or 1, heads or 1, -1, -1)
+        every = every.expand(size or 1, heads or 1, -1, -1)
+        return BlockMask.from_kv_blocks(
+            *_listed(some),
+            *_listed(every),
+            BLOCK_SIZE=block,
+            mask_mod=self.rule,
+            seq_lengths=(queries, keys),
         )
+
+    def _settle(
+        self,
+        some: Tensor,
+        every: Tensor,
+        open_: Tensor,
+        block: int,
+        queries: int,
+        keys: int,
+        batch: int | None,
+        heads: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        # Evaluate the rule on the open blocks: which allow something, which everything.
+        device = some.device
+        row, column = open_.nonzero(as_tuple=True)
+        inside = torch.arange(block, device=device)
+        i = (row[:, None] * block + inside)[:, :, None]
+        j = (column[:, None] * block + inside)[:, None, :]
+        real = (i < queries) & (j < keys)
+        b = torch.arange(batch or 1, device=device).view(-1, 1, 1, 1, 1)
+        h = torch.arange(heads or 1, device=device).view(-1, 1, 1, 1)
+        # What lies beyond an edge repeats the last entry, so that rules may index tensors.
+        allowed = self.rule(b, h, i.clamp(max=queries - 1), j.clamp(max=keys - 1))
+        allowed = allowed.expand(batch or 1, heads or 1, *real.shape)
+        some, every = (
+            part.expand(batch or 1, heads or 1, -1, -1).clone() for part in (some, every)
+        )
+        some[..., row, column] = (allowed & real).flatten(-2).any(-1)
+        every[..., row, column] = (allowed | ~real).flatten(-2).all(-1)
+        return some, every
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    # For each row of blocks the number of True entries, and all indices, those of True first.
+    order = blocks.to(torch.int32).argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32), order.to(torch.int32).contiguous()
 
 
 def everything() -> Mask:

@@ -1,0 +1,142 @@
+"""The long runs of the chapter on masked models: they work, and left what the chapter says."""
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from companion import data
+from companion.core import generator
+
+RUNS = Path(__file__).parents[2] / "book" / "_runs"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Run a script with few steps, and hand over what it would store."""
+    monkeypatch.syspath_prepend(str(RUNS))
+    before = set(sys.modules)
+
+    def run(name: str, *arguments: str) -> dict[str, Any]:
+        module = importlib.import_module(name)
+        kept: dict[str, Any] = {}
+
+        def store(stored: str, results: dict[str, Any], *, seed: int, seconds: float) -> None:
+            assert stored == name
+            assert seconds > 0
+            kept.update(results)
+
+        monkeypatch.setattr(module, "store", store)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        module.main()
+        json.dumps(kept, allow_nan=False)
+        return kept
+
+    yield run
+    for name in set(sys.modules) - before:
+        if name.startswith("masked_") or name == "_store":
+            del sys.modules[name]
+
+
+def test_bert_is_trained_and_compared(script: Callable[..., dict[str, Any]]) -> None:
+    found = script(
+        "masked_bert",
+        *("--steps", "4", "--every", "2", "--pairs", "20", "--tuning-pairs", "6", "--order", "2"),
+    )
+    assert found["curve"]["step"] == [0, 2, 4]
+    assert len(found["training"]["masked"]) == 2
+    for setting in ("together", "alone"):
+        table = found[setting]["accuracy"]
+        assert set(table) == {"bert", "unigram", "left", "both"}
+        assert all(len(rows) == 10 for rows in table.values())
+        # Counting both sides beats counting one, even after so little text for tuning.
+        assert sum(table["both"]) > sum(table["left"]) > sum(table["unigram"])
+    assert found["together"]["blanks"] == found["alone"]["blanks"]
+    # Alone or together the same blanks: without context nothing changes.
+    assert found["together"]["accuracy"]["unigram"] == found["alone"]["accuracy"]["unigram"]
+
+
+def test_choices_are_compared(script: Callable[..., dict[str, Any]]) -> None:
+    found = script(
+        "masked_choices",
+        *("--steps", "2", "--mask-steps", "3", "--pairs", "20", "--chapters", "4"),
+    )
+    assert list(found["rates"]) == ["0.05", "0.15", "0.3", "0.5", "0.7"]
+    assert list(found["masks"]) == ["static", "ten masks", "dynamic"]
+
+
+def test_pairs_are_learned(script: Callable[..., dict[str, Any]]) -> None:
+    found = script("masked_pairs", "--steps", "2", "--batch", "2", "--pairs", "12", "--every", "2")
+    assert list(found["tasks"]) == ["NSP, other chapter", "NSP, same chapter", "SOP"]
+    assert all(task["curve"]["step"] == [0, 2] for task in found["tasks"].values())
+
+
+def test_static_masks_repeat_and_dynamic_ones_do_not(
+    monkeypatch: pytest.MonkeyPatch, script: Any
+) -> None:
+    choices = importlib.import_module("masked_choices")
+    documents = [[[10 + i, 11 + i, 12 + i] for i in range(9)] for _ in range(2)]
+    targets = {}
+    for name, copies in choices.COPIES.items():
+        source = choices.from_copies(documents, copies=copies, size=16, seed=0)
+        epochs = []
+        for _ in range(12):
+            pairs, read = next(source)
+            order = torch.argsort(pairs.ids[:, 1:4].sum(1) * 1000 + pairs.ids.sum(1), stable=True)
+            epochs.append(read.chosen[order].sum(0).tolist())
+        targets[name] = epochs
+    assert all(epoch == targets["static"][0] for epoch in targets["static"])
+    assert targets["ten masks"][0] == targets["ten masks"][10] != targets["ten masks"][1]
+    assert targets["dynamic"][0] != targets["dynamic"][10]
+
+
+def test_odds_ratios_of_both_blanks_agree_for_a_joint_distribution(script: Any) -> None:
+    bert = importlib.import_module("masked_bert")
+    split = bert.corpus(held_out=30)
+    model = bert.build(g=generator(0))
+    with torch.no_grad():  # with no way through the blocks, tokens are independent: ratios are 1
+        for block in model.encoder.blocks:
+            block.attention.out.weight.zero_()
+    found = bert.log_odds_ratios(model, split.test, pairs=11)
+    assert found.shape == (11, 2)
+    assert float(found.abs().max()) < 1e-4
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_the_stored_bert_beats_every_way_of_counting() -> None:
+    run = data.stored_run("masked_bert")
+    assert run.command == "python book/_runs/masked_bert.py"
+    table = run.results["together"]["accuracy"]
+    for name in ("unigram", "left", "both"):
+        gains = torch.tensor(table["bert"]) - torch.tensor(table[name])
+        # The margin is at least three standard errors over the ten groups of chapters.
+        assert float(gains.mean()) > 3 * float(gains.std()) / math.sqrt(10)
+    nats = {name: mean(values) for name, values in run.results["together"]["nats"].items()}
+    assert nats["bert"] < nats["both"] < nats["left"] < nats["unigram"]
+    assert sum(run.results["together"]["blanks"]) > 2000
+
+
+def test_static_masks_are_learned_by_heart_in_the_stored_run() -> None:
+    run = data.stored_run("masked_choices")
+    masks = run.results["masks"]
+    seen = {name: found["training"][-1] for name, found in masks.items()}
+    held = {name: mean(found["nats"]) for name, found in masks.items()}
+    assert seen["static"] < seen["dynamic"]
+    assert held["dynamic"] < held["static"]
+    assert run.results["rates"].keys() == {"0.05", "0.15", "0.3", "0.5", "0.7"}
+
+
+def test_the_stored_encoder_finds_topic_easier_than_order() -> None:
+    tasks = data.stored_run("masked_pairs").results["tasks"]
+    scores = {name: mean(found["accuracy"]) for name, found in tasks.items()}
+    assert scores["NSP, other chapter"] > scores["NSP, same chapter"]
+    assert scores["NSP, other chapter"] > scores["SOP"]
