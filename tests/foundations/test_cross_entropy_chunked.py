@@ -396,3 +396,16 @@ def test_uniform_logits_cost_log_v(g: torch.Generator) -> None:
     hidden, _, targets = problem(g)
     loss = chunked_cross_entropy(hidden, torch.zeros(D, V, dtype=torch.float64), targets)
     assert float(loss.detach()) == pytest.approx(math.log(V), abs=1e-14)
+
+
+def test_logits_far_below_the_largest_weigh_nothing() -> None:
+    # Their exponentials are below the smallest normal float32, where the CPU's exp is very slow.
+    hidden = torch.tensor([[40.0, 0.0], [0.0, 30.0]], requires_grad=True)
+    weight = torch.tensor([[3.0, 0.0, 0.7, 2.9], [0.0, 4.0, 3.9, -5.0]], requires_grad=True)
+    targets = torch.tensor([2, 1])
+    loss = chunked_cross_entropy(hidden, weight, targets, chunk_size=1)
+    made = [loss, *torch.autograd.grad(loss, (hidden, weight))]
+    wide = [t.detach().double().requires_grad_() for t in (hidden, weight)]
+    exact = F.cross_entropy(wide[0] @ wide[1], targets)
+    for ours, its in zip(made, [exact, *torch.autograd.grad(exact, wide)], strict=True):
+        torch.testing.assert_close(ours.double(), its, rtol=1e-5, atol=1e-6)
