@@ -1,16 +1,10 @@
-"""How the time of each kind of attention grows with the length, as one fitted exponent.
+"""How the time of each kind of attention grows with the length, as one fitted exponent."""
 
-Run as ``python -m benchmarks._growth``: it prints one line of JSON.
-"""
-
-import argparse
-import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,18 +56,13 @@ def slope(lengths: tuple[int, ...], times: list[float]) -> float:
     return above / sum((a - mx) ** 2 for a in x)
 
 
-def main() -> int:
+def measure(device: str) -> dict[str, Any]:
     """Measure all kinds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu")
-    device = torch.device(parser.parse_args().device)
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    place = torch.device(device)
     rows = []
     with torch.no_grad():
         for name, function, theory in KINDS:
-            times = []
-            for n in LENGTHS:
-                times.append(fastest(partial(function, *inputs(device, n), n), device))
+            times = [fastest(partial(function, *inputs(place, n), n), place) for n in LENGTHS]
             rows.append(
                 {
                     "name": name,
@@ -82,10 +71,4 @@ def main() -> int:
                     "theory": theory,
                 }
             )
-    answer = {"lengths": LENGTHS, "heads": HEADS, "width": WIDTH, "rows": rows}
-    print("\n" + json.dumps(answer), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {"lengths": list(LENGTHS), "heads": HEADS, "width": WIDTH, "rows": rows}

@@ -1,10 +1,8 @@
-"""One side of one pair, in a process of its own: ``python -m benchmarks._worker``."""
+"""What is done in a process of its own: compare both sides of a pair, or time one."""
 
-import argparse
 import contextlib
 import gc
 import importlib
-import json
 import os
 import resource
 import sys
@@ -16,7 +14,8 @@ import torch
 
 from benchmarks.pairs import PAIRS
 
-FASTEST, MOST = 3, 200
+#: Calls that are timed: at least, at most, and at least where one takes longer than LONG seconds.
+LEAST, MOST, LEAST_LONG, LONG = 3, 200, 1, 3.0
 
 
 def synchronize(device: torch.device) -> None:
@@ -77,14 +76,19 @@ def memory(side: Any, device: torch.device) -> int:
 
 
 def measure(side: Any, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Time the calls after a warm-up, for the given seconds and at least three times."""
+    """Time the calls after a warm-up, for the given seconds and a least number of times."""
+    begin = time.perf_counter()
     # First: later the allocator holds pages from earlier calls, and the peak would not show.
     taken = memory(side, device)
-    side()
-    synchronize(device)
+    if time.perf_counter() - begin < LONG:
+        least = LEAST
+        side()
+        synchronize(device)
+    else:  # One call of some seconds is warm-up enough, and the rounds repeat it.
+        least = LEAST_LONG
     times: list[float] = []
     started = time.perf_counter()
-    while len(times) < FASTEST or (time.perf_counter() - started < seconds and len(times) < MOST):
+    while len(times) < least or (time.perf_counter() - started < seconds and len(times) < MOST):
         begin = time.perf_counter()
         side()
         synchronize(device)
@@ -92,34 +96,21 @@ def measure(side: Any, device: torch.device, seconds: float) -> dict[str, Any]:
     return {"seconds": times, "bytes": taken}
 
 
-def main() -> int:
-    """Measure or check, and print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pair")
-    parser.add_argument("job", choices=["check", "ours", "theirs"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, default=None)
-    given = parser.parse_args()
-    pair, device = PAIRS[given.pair], torch.device(given.device)
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-    answer: dict[str, Any]
-    if given.job == "check":
-        lost = missing(pair.needs)
-        if lost:
-            answer = {"missing": lost}
-        else:
-            try:
-                pair.same(pair.ours(device)(), pair.theirs(device)())
-                answer = {"same": True}
-            except AssertionError as error:
-                answer = {"same": False, "why": str(error).strip().splitlines()[0]}
-    else:
-        side = (pair.ours if given.job == "ours" else pair.theirs)(device)
-        answer = measure(side, device, given.seconds or pair.seconds)
-    print("\n" + json.dumps(answer), flush=True)
-    return 0
+def check(name: str, device: str) -> dict[str, Any]:
+    """Do a pair's task once on both sides, and say whether the results agree."""
+    pair, place = PAIRS[name], torch.device(device)
+    lost = missing(pair.needs)
+    if lost:
+        return {"missing": lost}
+    try:
+        pair.same(pair.ours(place)(), pair.theirs(place)())
+    except AssertionError as error:
+        return {"same": False, "why": str(error).strip().splitlines()[0]}
+    return {"same": True}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def time_side(name: str, side: str, device: str, seconds: float | None = None) -> dict[str, Any]:
+    """Measure one side of a pair, ``"ours"`` or ``"theirs"``."""
+    pair, place = PAIRS[name], torch.device(device)
+    made = (pair.ours if side == "ours" else pair.theirs)(place)
+    return measure(made, place, pair.seconds if seconds is None else seconds)

@@ -167,7 +167,6 @@ def pairs() -> Iterator[Pair]:
         theirs=_encode_theirs,
         same=close(1e-4),
         speed=1.0,
-        rounds=5,
     )
     yield Pair(
         name="model/embed",

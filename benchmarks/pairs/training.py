@@ -14,7 +14,7 @@ from benchmarks._pair import Pair, Side, close
 from benchmarks.pairs._peers import NEEDS, llama_weights, quiet, their_llama
 from companion.pretraining.autoregressive import gpt2_config, llama_config, next_token_loss
 from companion.pretraining.masked import BertForPreTraining, corrupt
-from companion.transformer.block import Decoder, Learned, TransformerConfig
+from companion.transformer.block import Decoder, Learned, TransformerConfig, initialize_
 
 VOCAB, LAYERS, DIM, HEADS, CONTEXT, BATCH = 8192, 4, 256, 8, 256, 8
 PEER = "transformers, SDPA, same weights"
@@ -43,15 +43,14 @@ def _step(model: nn.Module, table: nn.Parameter, loss_of: Callable[[], Tensor]) 
     return run
 
 
-def _seeded(make: Callable[[], Any]) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return make()
+def _fresh(model: Any) -> Any:
+    """Initialize a model as one does before training: the times depend on the sizes of logits."""
+    return initialize_(model, generator=torch.Generator().manual_seed(0))
 
 
 def _gpt() -> Decoder:
     config = gpt2_config((LAYERS, DIM, HEADS), vocab=VOCAB, context=CONTEXT)
-    made: Decoder = _seeded(lambda: Decoder(config))
+    made: Decoder = _fresh(Decoder(config))
     return made
 
 
@@ -111,7 +110,7 @@ def _gpt_theirs(device: torch.device) -> Side:
 
 def _llama() -> Decoder:
     config = llama_config((LAYERS, DIM, HEADS), vocab=VOCAB, context=CONTEXT)
-    made: Decoder = _seeded(lambda: Decoder(config))
+    made: Decoder = _fresh(Decoder(config))
     return made
 
 
@@ -144,7 +143,7 @@ def _bert() -> BertForPreTraining:
         embedding_norm=True,
         segments=2,
     )
-    made: BertForPreTraining = _seeded(lambda: BertForPreTraining(config))
+    made: BertForPreTraining = _fresh(BertForPreTraining(config))
     return made
 
 
@@ -265,5 +264,4 @@ def pairs() -> Iterator[Pair]:
             speed=1.0,
             memory=1.0,
             note=note,
-            rounds=5,
         )

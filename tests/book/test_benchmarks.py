@@ -1,16 +1,19 @@
 """The benchmark can tell equal from different, and met from missed."""
 
 import json
-from pathlib import Path
+import os
+import time
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import __main__ as bench
+from benchmarks import _process
 from benchmarks import _worker as worker
 from benchmarks._growth import slope
 from benchmarks._pair import Pair, close
+from benchmarks._process import Failed, ask
 from benchmarks.pairs import PAIRS
 
 
@@ -36,25 +39,28 @@ def test_results_that_differ_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "memory", "marks", "met"),
+    ("ratio", "memory", "marks", "said"),
     [
-        (1.2, 0.5, (1.0, None), True),
-        (0.9, 0.5, (1.0, None), False),
-        (0.9, 0.5, (None, None), None),
-        (1.2, 0.5, (1.0, 0.4), False),
-        (1.2, 0.3, (None, 0.4), True),
+        (1.2, 0.5, (1.0, None), "met"),
+        (0.9, 0.5, (1.0, None), "missed"),
+        (0.99, 0.5, (1.0, None), "close"),
+        (0.99, 0.5, (1.0, 0.4), "missed"),
+        (0.9, 0.5, (None, None), ""),
+        (1.2, 0.5, (1.0, 0.4), "missed"),
+        (1.2, 0.3, (None, 0.4), "met"),
     ],
 )
 def test_a_verdict_follows_the_marks(
-    ratio: float, memory: float, marks: tuple[Any, Any], met: bool | None
+    ratio: float, memory: float, marks: tuple[Any, Any], said: str
 ) -> None:
     row = {
         "ratio": ratio,
+        "ratio_high": ratio + 0.05,
         "memory_ratio": memory,
         "speed_mark": marks[0],
         "memory_mark": marks[1],
     }
-    assert bench.verdict(row) is met
+    assert bench.verdict(row) == said
 
 
 def test_an_exponent_is_fitted() -> None:
@@ -77,7 +83,8 @@ def pair_of(ours: str, theirs: str, **options: Any) -> Pair:
 def answering(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any]) -> list[str]:
     asked: list[str] = []
 
-    def ask(module: str, name: str, job: str, *rest: str, threads: int) -> dict[str, Any]:
+    def ask(function: Any, name: str, *rest: str, threads: int) -> dict[str, Any]:
+        job = "check" if function is worker.check else rest[0]
         asked.append(job)
         answer = answers[job]
         if isinstance(answer, Exception):
@@ -93,7 +100,7 @@ def test_sides_alternate_after_the_check(monkeypatch: pytest.MonkeyPatch) -> Non
     asked = answering(monkeypatch, {"check": {"same": True}, "ours": mine, "theirs": its})
     row = bench.compare(pair_of("", "", speed=2.9), "cpu", 2)
     assert asked == ["check", "ours", "theirs", "theirs", "ours", "ours", "theirs"]
-    assert (row["ratio"], row["memory_ratio"], row["met"]) == (3.0, 0.5, True)
+    assert (row["ratio"], row["memory_ratio"], row["verdict"]) == (3.0, 0.5, "met")
     assert "met" in bench.line(row)
 
 
@@ -102,7 +109,7 @@ def test_sides_alternate_after_the_check(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ({"missing": ["gensim"]}, "peer missing: gensim"),
         ({"same": False, "why": "results differ by 1"}, "FAILED: the results differ"),
-        (bench.Failed("out of memory"), "FAILED: out of memory"),
+        (Failed("out of memory"), "FAILED: out of memory"),
     ],
 )
 def test_a_missing_peer_and_a_failure_are_reported(
@@ -121,11 +128,36 @@ def test_peak_memory_is_seen() -> None:
     assert 0.8 * (1 << 25) < taken < 2 * (1 << 25)
 
 
-def test_a_pair_runs_from_the_command_line(tmp_path: Path) -> None:
-    answer = bench.ask("benchmarks._worker", "norm/rms-by-hand", "check", threads=1)
-    assert answer == {"same": True}
-    timed = bench.ask(
-        "benchmarks._worker", "norm/rms-by-hand", "ours", "--seconds", "0.01", threads=1
-    )
+def test_a_pair_runs_in_processes_of_its_own() -> None:
+    name = "norm/rms-by-hand"
+    assert ask(worker.check, name, "cpu", threads=1) == {"same": True}
+    timed = ask(worker.time_side, name, "ours", "cpu", 0.01, threads=1)
     assert len(timed["seconds"]) >= 3
     assert json.dumps(timed)
+
+
+def test_each_process_is_new_and_has_its_threads() -> None:
+    found = {ask(os.getpid, threads=1), ask(os.getpid, threads=1), os.getpid()}
+    assert len(found) == 3
+    assert [ask(torch.get_num_threads, threads=n) for n in (1, 2)] == [1, 2]
+
+
+def test_a_process_that_fails_or_dies_or_hangs_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Failed, match="ValueError: invalid literal"):
+        ask(int, "x", threads=1)
+    with pytest.raises(Failed, match="the process ended without an answer"):
+        ask(os._exit, 3, threads=1)
+    monkeypatch.setattr(_process, "LIMIT", 0.2)
+    with pytest.raises(Failed, match=r"took more than 0\.2 s"):
+        ask(time.sleep, 60, threads=1)
+
+
+def test_a_slow_call_is_not_repeated_for_its_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+    monkeypatch.setattr(worker, "LONG", 0.0)
+    found = worker.measure(lambda: calls.append(0.0), torch.device("cpu"), 0.0)
+    assert (len(calls), len(found["seconds"])) == (2, 1)  # one for memory and warm-up, one timed
+    monkeypatch.setattr(worker, "LONG", 9.0)
+    calls.clear()
+    found = worker.measure(lambda: calls.append(0.0), torch.device("cpu"), 0.0)
+    assert (len(calls), len(found["seconds"])) == (5, 3)
