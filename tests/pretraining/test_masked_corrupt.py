@@ -257,6 +257,10 @@ def unchecked() -> Iterator[None]:
     [
         ({"rate": 1.5}, r"rate must lie in \[0.0, 1.0\], got 1.5"),
         ({"rate": torch.ones(4)}, r"rate must have shape \(2,\), got \(4,\)"),
+        ({"rate": torch.tensor([0.5, 1.5])}, r"rate must lie in \[0.0, 1.0\] for each text, got"),
+        ({"rate": torch.tensor([0.5, torch.nan])}, r"rate must lie in \[0.0, 1.0\] for each text"),
+        ({"split": (0.8, 0.2)}, "split must be three probabilities that sum to 1"),
+        ({"split": (0.8, 0.1, float("nan"))}, "split must be three probabilities that sum to 1"),
         ({"split": (0.8, 0.1, 0.2)}, "split must be three probabilities that sum to 1"),
         ({"split": (1.2, -0.2, 0.0)}, "split must be three probabilities that sum to 1"),
         ({"mask_id": VOCAB}, "mask_id must be from 0 to 100, got 101"),

@@ -125,6 +125,15 @@ def test_the_stored_bert_beats_every_way_of_counting() -> None:
     assert sum(run.results["together"]["blanks"]) > 2000
 
 
+def test_counting_beats_the_stored_bert_early_and_gains_when_blanks_come_alone() -> None:
+    results = data.stored_run("masked_bert").results
+    both = {
+        setting: mean(results[setting]["accuracy"]["both"]) for setting in ("together", "alone")
+    }
+    assert results["curve"]["accuracy"][0] < results["curve"]["accuracy"][1] < both["together"]
+    assert both["together"] < both["alone"]
+
+
 def test_static_masks_are_learned_by_heart_in_the_stored_run() -> None:
     run = data.stored_run("masked_choices")
     masks = run.results["masks"]

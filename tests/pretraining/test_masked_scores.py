@@ -86,6 +86,10 @@ def test_only_what_is_wanted_is_scored() -> None:
     some = pseudo_log_likelihood(model, ids, mask_id=MASK, scored=scored)
     torch.testing.assert_close(some, torch.where(scored, every, 0.0))
     assert bool((every < 0).all())
+    real = torch.ones_like(scored)
+    real[1, 5:] = False  # padding is not scored, even where it is asked for
+    both = pseudo_log_likelihood(model, ids, mask_id=MASK, scored=scored, real=real)
+    torch.testing.assert_close(both, torch.where(scored & real, every, 0.0))
     none = pseudo_log_likelihood(model, ids, mask_id=MASK, scored=torch.zeros_like(scored))
     assert not bool(none.any())
 

@@ -13,7 +13,15 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from companion.core import check_count, check_ids, check_in_range, check_shape, rand, randint
+from companion.core import (
+    can_read,
+    check_count,
+    check_ids,
+    check_in_range,
+    check_shape,
+    rand,
+    randint,
+)
 
 __all__ = [
     "IGNORE",
@@ -314,6 +322,8 @@ def _check(ids: Tensor, vocab: int, mask_id: int, special: Sequence[int]) -> Non
 def _rate(rate: float | Tensor, ids: Tensor) -> Tensor | float:
     if isinstance(rate, Tensor):
         check_shape("rate", rate, (ids.shape[0],))
+        if can_read(rate) and not bool(((rate >= 0) & (rate <= 1)).all()):
+            raise ValueError(f"rate must lie in [0.0, 1.0] for each text, got {rate.tolist()}")
         return rate[:, None]
     check_in_range("rate", rate, low=0.0, high=1.0)
     return rate
@@ -330,7 +340,7 @@ def _replace(
     generator: torch.Generator,
 ) -> Corrupted:
     """Put [MASK], random tokens, or the tokens themselves at the chosen places."""
-    if min(split) < 0 or abs(sum(split) - 1) > 1e-6:
+    if len(split) != 3 or not min(split) >= 0 or not abs(sum(split) - 1) <= 1e-6:
         raise ValueError(
             f"split must be three probabilities that sum to 1 ([MASK], random, kept), got {split}"
         )
