@@ -107,6 +107,19 @@ def test_flex_attention_agrees_for_rules_tensors_and_biases(g: torch.Generator) 
         assert not made[0, :, 0].any()
 
 
+def test_flex_attention_makes_its_block_mask_inside_of_a_compiled_function(
+    g: torch.Generator,
+) -> None:
+    torch._dynamo.reset()
+    Q, K, V = (t.detach() for t in problem(g))
+
+    def layer(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+        return attention(q, k, v, mask=causal() & padding(real), backend="flex")
+
+    expected = dense_attention(Q, K, V, mask=causal() & padding(REAL))[0]
+    torch.testing.assert_close(compiled(layer)(Q, K, V, REAL), expected)
+
+
 def test_a_block_mask_is_made_once_and_taken_as_it_is(g: torch.Generator) -> None:
     torch._dynamo.reset()
     Q, K, V = (t.detach() for t in problem(g))

@@ -257,7 +257,9 @@ class Mask:
         some = (high >= self.outer[0]) & (low <= self.outer[1])
         every = (low >= self.inner[0]) & (high <= self.inner[1])
         # Where the two bands agree they say everything: what is neither empty nor full is mixed.
-        if self.inner != self.outer and bool((open_ := some & ~every).any()):
+        # So is an open block that nobody has looked into, which torch.compile cannot do.
+        looked = not torch.compiler.is_compiling() and self.inner != self.outer
+        if looked and bool((open_ := some & ~every).any()):
             some, every = self._settle(some, every, open_, block, queries, keys, size, heads)
         # A block that the edge cuts is never full: the rule keeps what lies beyond it out.
         every = every & (last - first == block - 1) & (stop - start == block - 1)
