@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import _growth, _worker
+from benchmarks import _growth, _profile, _worker
 from benchmarks._pair import Pair
 from benchmarks._process import Failed, ask
 from benchmarks.pairs import PAIRS
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORTS = ("companion", "torch", "transformers")
+IMPORTS = ("companion", "companion.transformer.block", "torch", "transformers")
 PACKAGES = ("torch", "transformers", "tokenizers", "gensim", "mittens", "x-transformers")
 
 
@@ -157,11 +157,11 @@ def chosen(only: list[str], device: str) -> list[Pair]:
         pair for pair in PAIRS.values() if pair.name in only or pair.name.split("/")[0] in only
     ]
     known = {pair.name for pair in found} | {pair.name.split("/")[0] for pair in found}
-    lost = [name for name in only if name not in known | {"growth", "import"}]
+    lost = [name for name in only if name not in known | {"growth", "import", "profile"}]
     if lost:
         raise SystemExit(
             f"bench: no pair or group {', '.join(lost)}; "
-            f"there are {', '.join(PAIRS)}, growth, import"
+            f"there are {', '.join(PAIRS)}, growth, import, profile"
         )
     return [pair for pair in found if device in pair.devices]
 
@@ -193,7 +193,7 @@ def main() -> int:
     if not only or "import" in only:
         report["imports"] = import_times()
         for name, seconds in report["imports"].items():
-            print(f"import {name:<19} {1e3 * seconds:9.0f} ms", flush=True)
+            print(f"import {name:<28} {1e3 * seconds:9.0f} ms", flush=True)
     if not only or "growth" in only:
         report["growth"] = ask(_growth.measure, given.device, threads=given.threads)
         for row in report["growth"]["rows"]:
@@ -202,6 +202,10 @@ def main() -> int:
                 f"time ~ n^{row['exponent']:.2f} (theory: {row['theory']})",
                 flush=True,
             )
+    if not only or "profile" in only:
+        report["profile"] = ask(_profile.measure, given.device, threads=given.threads)
+        for kind, share in report["profile"]["shares"].items():
+            print(f"decoding, share of {kind:<17} {100 * share:8.0f} %", flush=True)
     report["minutes"] = round((time.monotonic() - started) / 60, 1)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     partial = given.out.with_suffix(".tmp")

@@ -10,13 +10,13 @@ Sub-packages load on first use, so ``import companion`` costs little more than `
 Example:
     >>> import companion
     >>> companion.__version__
-    '0.2.0'
+    '0.3.0'
 """
 
 import importlib
 from types import ModuleType
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 #: Sub-packages in reading order. Imports between them run in this direction only.
 _PACKAGES = ("core", "verify", "data", "foundations", "transformer", "pretraining")

@@ -109,7 +109,8 @@ def _prefill_theirs(device: torch.device) -> Side:
     return run
 
 
-def _decode_ours(device: torch.device) -> Side:
+def decode_ours(device: torch.device) -> Side:
+    """Write some tokens with the companion's model."""
     model, ids = smollm2(device=device).model, _prompt(device)
     return lambda: greedy(model, ids, tokens=WRITTEN)
 
@@ -194,7 +195,7 @@ def pairs() -> Iterator[Pair]:
         task=f"SmolLM2, {WRITTEN} greedy tokens, float32, one sequence",
         peer="transformers' generate, same weights",
         needs=NEEDS,
-        ours=_decode_ours,
+        ours=decode_ours,
         theirs=_decode_theirs,
         same=_equal,
         speed=1.5,
@@ -203,7 +204,7 @@ def pairs() -> Iterator[Pair]:
         name="model/decode-bound",
         task=f"SmolLM2, {WRITTEN} greedy tokens, float32, one sequence",
         peer="the matrix-vector products of these tokens alone",
-        ours=_decode_ours,
+        ours=decode_ours,
         theirs=_products,
         same=_any,
         speed=0.75,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import _process
+from benchmarks import _process, _profile
 from benchmarks import _worker as worker
 from benchmarks._growth import slope
 from benchmarks._pair import Pair, close
@@ -161,3 +161,12 @@ def test_a_slow_call_is_not_repeated_for_its_warm_up(monkeypatch: pytest.MonkeyP
     calls.clear()
     found = worker.measure(lambda: calls.append(0.0), torch.device("cpu"), 0.0)
     assert (len(calls), len(found["seconds"])) == (5, 3)
+
+
+def test_the_profile_of_decoding_adds_up() -> None:
+    found = ask(_profile.measure, "cpu", threads=1)
+    shares = found["shares"]
+    assert set(shares) == {"products", "norms", "attention"}
+    assert all(0 < share < 1 for share in shares.values())
+    assert shares["products"] > 0.5 > shares["norms"] + shares["attention"]
+    assert found["operations"] > 100

@@ -38,7 +38,7 @@ def source(docname: str) -> Path:
 def test_plan_has_the_34_chapters_numbered_in_order(plan: book_plan.Plan) -> None:
     assert [page.number for page in plan.chapters.values()] == list(range(1, 35))
     assert len(plan.parts) == 8
-    assert len(plan.appendices) == 7
+    assert len(plan.appendices) == 8
 
 
 def test_every_planned_page_has_a_title_and_a_question(plan: book_plan.Plan) -> None:
