@@ -39,12 +39,17 @@ def ask(function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
     Raises:
         Failed: If it raises, dies, or takes more than ``LIMIT`` seconds.
     """
-    set_threads(threads)  # some libraries read it when the server loads them
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_call, args=(there, function, arguments, threads))
-    process.start()
+    before = dict(os.environ)
+    set_threads(threads)  # the server starts with the first process: some libraries read it there
+    try:
+        process.start()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     there.close()
     try:
         if not here.poll(LIMIT):

@@ -139,7 +139,9 @@ def test_a_pair_runs_in_processes_of_its_own() -> None:
 def test_each_process_is_new_and_has_its_threads() -> None:
     found = {ask(os.getpid, threads=1), ask(os.getpid, threads=1), os.getpid()}
     assert len(found) == 3
+    before = dict(os.environ)
     assert [ask(torch.get_num_threads, threads=n) for n in (1, 2)] == [1, 2]
+    assert dict(os.environ) == before
 
 
 def test_a_process_that_fails_or_dies_or_hangs_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +169,6 @@ def test_the_profile_of_decoding_adds_up() -> None:
     found = ask(_profile.measure, "cpu", threads=1)
     shares = found["shares"]
     assert set(shares) == {"products", "norms", "attention"}
-    assert all(0 < share < 1 for share in shares.values())
-    assert shares["products"] > 0.5 > shares["norms"] + shares["attention"]
+    assert min(shares.values()) > 0
+    assert sum(shares.values()) < 1
     assert found["operations"] > 100
