@@ -2,7 +2,7 @@
 
 import sys
 
-from companion.pretraining.autoregressive._command import main
+from companion.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

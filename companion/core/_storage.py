@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from companion.core.parallel import is_main
 
-__all__ = ["file_hash", "pack", "sync", "unpack", "whole"]
+__all__ = ["file_hash", "pack", "sync", "unpack", "whole", "write_atomically"]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -72,3 +72,18 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {key: unpack(item, tensors) for key, item in held}
     items: Iterator[Any] = (unpack(item, tensors) for item in held)
     return tuple(items) if kind == "tuple" else list(items)
+
+
+def write_atomically(path: Path, content: str | Callable[[Path], object]) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Args:
+        path: The file.
+        content: Its text, or a function that writes the file it is given.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    if isinstance(content, str):
+        unfinished.write_text(content, encoding="utf-8")
+    else:
+        content(unfinished)
+    os.replace(unfinished, path)

@@ -28,6 +28,7 @@ LAYERS = (
     ("knowledge",),
     ("trust",),
     ("frontiers",),
+    ("command",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PARTS = [name for names in LAYERS[2:] for name in names]

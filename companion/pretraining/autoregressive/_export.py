@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion.pretraining.autoregressive._corpus import write_atomically
+from companion.core._storage import write_atomically
 from companion.transformer.block import Rope, TransformerConfig
 
 __all__ = ["describe_llama", "llama_weights", "save_llama"]

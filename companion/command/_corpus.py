@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +12,12 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
+from companion.core._storage import write_atomically
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["END", "Corpus", "prepare", "read_documents", "split", "text_hash", "write_atomically"]
+__all__ = ["END", "Corpus", "prepare", "read_documents", "split", "text_hash"]
 
 #: Stands before every document, and so after the one before it.
 END = "<|endoftext|>"
@@ -269,18 +270,3 @@ def _pieces(text: str) -> Iterator[str]:
         stop = line + 1 if stop < len(text) and line >= 0 else min(stop, len(text))
         yield text[start:stop]
         start = stop
-
-
-def write_atomically(path: Path, content: str | Callable[[Path], object]) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Args:
-        path: The file.
-        content: Its text, or a function that writes the file it is given.
-    """
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    if isinstance(content, str):
-        unfinished.write_text(content, encoding="utf-8")
-    else:
-        content(unfinished)
-    os.replace(unfinished, path)

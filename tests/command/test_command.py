@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from companion import data
+from companion.command import main
+from companion.command._corpus import read_documents, split
 from companion.pretraining.autoregressive import PackedTokens, text_log_probs
-from companion.pretraining.autoregressive._command import main
-from companion.pretraining.autoregressive._corpus import read_documents, split
 from companion.transformer.block import load_pretrained
 
 os.environ["HF_HUB_OFFLINE"] = "1"

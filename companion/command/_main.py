@@ -11,22 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from companion.core import (
-    MainProcessError,
-    on_main,
-    processes,
-    resolve_device,
-)
-from companion.pretraining.autoregressive._corpus import (
+from companion.command._corpus import (
     Corpus,
     prepare,
     read_documents,
     split,
     text_hash,
-    write_atomically,
 )
-from companion.pretraining.autoregressive._packed import PackedTokens
-from companion.pretraining.autoregressive._run import (
+from companion.command._run import (
     WORK,
     continue_prompt,
     decoder_config,
@@ -35,6 +27,14 @@ from companion.pretraining.autoregressive._run import (
     read_text,
     run,
 )
+from companion.core import (
+    MainProcessError,
+    on_main,
+    processes,
+    resolve_device,
+)
+from companion.core._storage import write_atomically
+from companion.pretraining.autoregressive._packed import PackedTokens
 
 __all__ = ["main"]
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from companion.command._corpus import Corpus
 from companion.core import (
     Checkpoints,
     LossModule,
@@ -23,8 +24,8 @@ from companion.core import (
     parallelize,
     train,
 )
+from companion.core._storage import write_atomically
 from companion.foundations.optimization import warmup_cosine
-from companion.pretraining.autoregressive._corpus import Corpus, write_atomically
 from companion.pretraining.autoregressive._export import save_llama
 from companion.pretraining.autoregressive._forms import llama_config
 from companion.pretraining.autoregressive._loss import next_token_loss
