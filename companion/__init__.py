@@ -19,7 +19,16 @@ from types import ModuleType
 __version__ = "0.3.0"
 
 #: Sub-packages in reading order. Imports between them run in this direction only.
-_PACKAGES = ("core", "verify", "data", "foundations", "transformer", "pretraining", "command")
+_PACKAGES = (
+    "core",
+    "verify",
+    "data",
+    "foundations",
+    "transformer",
+    "pretraining",
+    "models",
+    "command",
+)
 
 __all__ = ["__version__", *_PACKAGES]
 

@@ -9,11 +9,7 @@ from torch import Tensor
 from benchmarks._pair import Pair, Side, close
 from benchmarks.pairs._peers import NEEDS, llama_weights, quiet, their_llama
 from companion import data
-from companion.transformer.block import (
-    greedy,
-    minilm,
-    smollm2,
-)
+from companion.models import generate, minilm, smollm2
 
 WRITTEN = 48
 
@@ -112,7 +108,7 @@ def _prefill_theirs(device: torch.device) -> Side:
 def decode_ours(device: torch.device) -> Side:
     """Write some tokens with the companion's model."""
     model, ids = smollm2(device=device).model, _prompt(device)
-    return lambda: greedy(model, ids, tokens=WRITTEN)
+    return lambda: generate(model, ids, tokens=WRITTEN)
 
 
 def _decode_theirs(device: torch.device) -> Side:

@@ -16,12 +16,12 @@ from companion import data
 from companion.core import generator, train
 from companion.foundations import language_models as lm
 from companion.foundations.optimization import AdamW, Muon, warmup_cosine
+from companion.models import generate, sample
 from companion.pretraining.autoregressive import (
     PackedTokens,
     initialize,
     llama_config,
     next_token_loss,
-    sample,
     text_log_probs,
 )
 from companion.transformer.block import Decoder, parameter_count
@@ -185,7 +185,9 @@ def main(argv: list[str] | None = None) -> None:
         stretch = max(1, asked.steps // 100)
         smooth = log.loss[: asked.steps // stretch * stretch].view(-1, stretch).mean(1)
         prompt = torch.tensor([[*end, *bpe.encode("HAMLET.\nTo be, or not to")]])
-        written = sample(model, prompt, tokens=120, temperature=0.8, generator=generator(seed))
+        written = generate(
+            model, prompt, tokens=120, pick=sample(generator=generator(seed), temperature=0.8)
+        )
         results["runs"].append(
             {
                 "seed": seed,

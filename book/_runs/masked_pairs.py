@@ -16,6 +16,7 @@ from torch import Tensor
 from companion import data
 from companion.core import generator, train
 from companion.foundations.optimization import warmup_cosine
+from companion.models import minilm
 from companion.pretraining.masked import (
     BertForPreTraining,
     Boundaries,
@@ -24,7 +25,7 @@ from companion.pretraining.masked import (
     sentence_boundaries,
     sentence_order_pairs,
 )
-from companion.transformer.block import initialize_, minilm
+from companion.transformer.block import initialize_
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _store import store

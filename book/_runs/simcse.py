@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from companion import data
 from companion.core import train
 from companion.foundations.regularization import Dropout
+from companion.models import TextEncoder, minilm
 from companion.pretraining.self_supervised import alignment, info_nce, uniformity
-from companion.transformer.block import TextEncoder, minilm
 
 Pairs = list[tuple[str, str]]
 

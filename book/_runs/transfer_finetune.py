@@ -27,6 +27,7 @@ from companion.foundations.cross_entropy import (
     fit_temperature,
     softmax,
 )
+from companion.models import minilm
 from companion.pretraining.transfer import (
     Classifier,
     PromptTuning,
@@ -36,7 +37,6 @@ from companion.pretraining.transfer import (
     linear_probe,
     trainable_parameters,
 )
-from companion.transformer.block import minilm
 
 GENRES = {"comedies": 0, "histories": 1, "tragedies": 2, "roman": 2}
 HELD_OUT = (

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from companion import data
 from companion.core import train
 from companion.foundations.cross_entropy import cross_entropy, softmax
+from companion.models import smollm2
 from companion.pretraining.transfer import add_lora, add_prefix, ewc_penalty, fisher_diagonal
-from companion.transformer.block import smollm2
 
 # Set by hand after short pilot runs with another seed, not tuned.
 RATES = {"full": 1e-4, "l2": 1e-4, "ewc": 1e-4, "lora-8": 2e-4, "prefix": 1e-2}

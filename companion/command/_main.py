@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             description=(
                 "Train a Llama-form language model on UTF-8 text, and write it to a folder that "
-                "companion.transformer.block.load_pretrained and Hugging Face's transformers "
+                "companion.load_pretrained and Hugging Face's transformers "
                 "read. The end of the text is held out and measured in bits per byte. A run that "
                 "was interrupted goes on when the same command is given again, exactly where its "
                 "last checkpoint was written. On several processes: torchrun --nproc-per-node 2 "

@@ -26,16 +26,14 @@ from companion.core import (
 )
 from companion.core._storage import write_atomically
 from companion.foundations.optimization import warmup_cosine
-from companion.pretraining.autoregressive._export import save_llama
+from companion.models import generate, load_pretrained, sample, save_llama
 from companion.pretraining.autoregressive._forms import llama_config
 from companion.pretraining.autoregressive._loss import next_token_loss
 from companion.pretraining.autoregressive._packed import PackedTokens
-from companion.pretraining.autoregressive._sample import sample
 from companion.transformer.block import (
     Decoder,
     TransformerConfig,
     initialize_,
-    load_pretrained,
     parameter_count,
 )
 
@@ -351,12 +349,11 @@ def continue_prompt(
     if not row:
         raise ValueError("the model has no token to begin with: give a prompt")
     ids = torch.tensor([row], device=loaded.model.tokens.weight.device)
-    new = sample(
+    new = generate(
         loaded.model,
         ids,
         tokens=tokens,
-        generator=generator(seed),
-        temperature=temperature,
+        pick=sample(generator=generator(seed), temperature=temperature),
         stop=stop,
     )[0].tolist()
     ended = next((place for place, token in enumerate(new) if token in stop), len(new))

@@ -23,6 +23,7 @@ LAYERS = (
     ("foundations",),
     ("transformer",),
     ("pretraining",),
+    ("models",),
     ("efficiency",),
     ("generation",),
     ("knowledge",),
@@ -31,7 +32,9 @@ LAYERS = (
     ("command",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-PARTS = [name for names in LAYERS[2:] for name in names]
+# Shared machinery that is no lesson: no chapter has the name of a wing.
+WINGS = ("models", "command")
+PARTS = [name for names in LAYERS[2:] for name in names if name not in WINGS]
 MODULES = sorted((ROOT / "companion").rglob("*.py"))
 HEAVY = ("sympy", "matplotlib", "transformers", "pandas", "sklearn", "scipy", "gensim", "pyarrow")
 
@@ -77,6 +80,17 @@ def test_a_module_is_tested_and_its_chapter_planned(name: str) -> None:
     plan = yaml.safe_load((ROOT / "book/contents.yml").read_text(encoding="utf-8"))
     planned = [f"{p['folder']}/{c['file']}" for p in plan["parts"] for c in p.get("chapters", [])]
     assert name in planned, f"{name} is no chapter of book/contents.yml"
+
+
+@pytest.mark.parametrize("wing", [name for name in WINGS if (ROOT / "companion" / name).is_dir()])
+def test_a_wing_is_tested_and_has_no_chapter(wing: str) -> None:
+    tests = "\n".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "tests" / wing).glob("test_*.py")
+    )
+    exported = importlib.import_module(f"companion.{wing}").__all__
+    untested = [name for name in exported if not re.search(rf"\b{name}\b", tests)]
+    assert not untested, f"tests/{wing} never name {', '.join(untested)}"
+    assert not (ROOT / "book" / wing).exists()
 
 
 @pytest.mark.parametrize("chapter", [c for c in CHAPTERS if "/" in c.short], ids=lambda c: c.short)

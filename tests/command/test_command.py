@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from companion import data
 from companion.command import main
 from companion.command._corpus import read_documents, split
+from companion.models import load_pretrained
 from companion.pretraining.autoregressive import PackedTokens, text_log_probs
-from companion.transformer.block import load_pretrained
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,5 @@
 """The loss of a language model, its scores of whole texts, and what it writes."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,10 +21,9 @@ from companion.pretraining.autoregressive import (
     llama_config,
     next_token_log_probs,
     next_token_loss,
-    sample,
     text_log_probs,
 )
-from companion.transformer.block import Decoder, TransformerConfig, greedy
+from companion.transformer.block import Decoder, TransformerConfig
 
 V, CONTEXT = 29, 23
 # Sums of some dozen terms in a few layers lose a handful of the 53 bits of a double.
@@ -267,7 +265,6 @@ def test_inputs_are_not_changed() -> None:
     before = [t.clone() for t in (ids, real, documents)]
     next_token_loss(model, ids, real=real)
     next_token_loss(model, ids, documents=documents)
-    sample(model, ids, tokens=3, generator=torch.Generator().manual_seed(0))
     for now, then in zip((ids, real, documents), before, strict=True):
         assert torch.equal(now, then)
 
@@ -338,71 +335,6 @@ def test_draws_are_classes_of_positive_probability(
     assert 0 <= int(drawn) < len(values)
 
 
-def test_temperature_zero_is_greedy_and_a_low_one_nearly(g: torch.Generator) -> None:
-    model, ids = model_of("llama").eval(), ids_of(3, 5)
-    expected = greedy(model, ids, tokens=11)
-    for temperature in (0.0, 1e-6):
-        written = sample(model, ids, tokens=11, temperature=temperature, generator=g)
-        assert torch.equal(written, expected)
-
-
-def test_continuations_have_the_probabilities_of_the_model(g: torch.Generator) -> None:
-    config = llama_config((1, 8, 2), vocab=3, context=7, ff_dim=11)
-    model = initialize(config, generator=g, dtype=torch.float64)
-    torch.nn.init.normal_(model.head.weight, std=2.0, generator=g)
-    prompt = torch.tensor([[1, 2]])
-    n = 20_000
-    written = sample(model, prompt.expand(n, 2), tokens=2, generator=g)
-    counts = Counter(map(tuple, written.tolist()))
-    for a in range(3):
-        for b in range(3):
-            text = torch.tensor([[1, 2, a, b]])
-            p = float(next_token_log_probs(model, text)[0, 1:].sum().exp().detach())
-            assert abs(counts[a, b] - n * p) <= 5 * (n * p * (1 - p)) ** 0.5 + 1
-
-
-def test_a_text_longer_than_the_context_goes_on_from_its_last_half(g: torch.Generator) -> None:
-    model = model_of("llama").eval()
-    ids = ids_of(2, 9)
-    written = sample(model, ids, tokens=50, temperature=0.0, generator=g)
-    assert written.shape == (2, 50)
-    first = greedy(model, ids, tokens=CONTEXT - 9)
-    assert torch.equal(written[:, : CONTEXT - 9], first)
-    rest = torch.cat([ids, first], dim=1)[:, -(CONTEXT // 2) :]
-    more = greedy(model, rest, tokens=CONTEXT - CONTEXT // 2)
-    assert torch.equal(written[:, CONTEXT - 9 : CONTEXT - 9 + more.shape[1]], more)
-
-
-def test_a_prompt_longer_than_the_context_is_read_from_its_end(g: torch.Generator) -> None:
-    model = model_of("llama").eval()
-    ids = ids_of(1, 40)
-    written = sample(model, ids, tokens=3, temperature=0.0, generator=g)
-    assert torch.equal(written, greedy(model, ids[:, -(CONTEXT // 2) :], tokens=3))
-
-
-def test_writing_ends_when_all_have_ended_and_repeats_with_the_seed() -> None:
-    model, ids = model_of("gpt2").eval(), ids_of(2, 3)
-
-    def written(seed: int, **more: Any) -> Tensor:
-        return sample(model, ids, tokens=60, generator=torch.Generator().manual_seed(seed), **more)
-
-    assert torch.equal(written(0), written(0))
-    assert not torch.equal(written(0), written(1))
-    stop = (3, 7, 11, 13, 17)
-    ended = written(0, stop=stop, temperature=2.0)
-    assert ended.shape[1] < 60
-    for row in ended.tolist():
-        place = next(i for i, token in enumerate(row) if token in stop)
-        assert set(row[place:]) == {row[place]}
-
-
-def test_sampling_refuses_what_it_cannot_do(g: torch.Generator) -> None:
-    model, ids = model_of("gpt2"), ids_of()
-    with pytest.raises(ValueError, match="temperature"):
-        sample(model, ids, tokens=2, temperature=-1.0, generator=g)
-    with pytest.raises(ValueError, match="tokens of the prompt"):
-        sample(model, ids[:, :0], tokens=2, generator=g)
+def test_a_draw_from_no_class_is_refused(g: torch.Generator) -> None:
     with pytest.raises(ValueError, match="classes"):
         draw(torch.empty(2, 0), generator=g)
-    with pytest.raises(ValueError, match="stop"):
-        sample(model, ids, tokens=2, stop=(V,), generator=g)

@@ -11,13 +11,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from companion.models import load_bart, load_t5, load_xlnet
 from companion.pretraining.denoising import (
     Pair,
     Tokens,
     TwoStream,
-    load_bart,
-    load_t5,
-    load_xlnet,
     pad_rows,
     rank_masks,
     seq2seq_loss,

@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from companion.core import generator
+from companion.models import load_bert, load_pretrained
 from companion.pretraining.masked import (
     IGNORE,
     BertForPreTraining,
     corrupt,
-    load_bert,
     select_places,
 )
-from companion.transformer.block import Learned, TransformerConfig, initialize_, load_pretrained
+from companion.transformer.block import Learned, TransformerConfig, initialize_
 
 VOCAB, DIM, N, BATCH = 53, 24, 11, 5
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from companion.core import generator
 from companion.foundations.language_models import NGramModel
+from companion.models import load_bert
 from companion.pretraining.masked import (
     BertForPreTraining,
     FillIn,
     fill_in_features,
     fit_exponents,
     kneser_ney_chain,
-    load_bert,
     pseudo_log_likelihood,
 )
 from companion.transformer.block import Learned, TransformerConfig

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from jaxtyping import config as jaxtyping_config
 from torch import Tensor, nn
 
+from companion.models import generate
 from companion.pretraining.transfer import (
     Adapter,
     Classifier,
@@ -36,7 +37,6 @@ from companion.transformer.block import (
     EncoderDecoder,
     Learned,
     TransformerConfig,
-    greedy,
 )
 from companion.transformer.multi_head import MultiHeadAttention
 
@@ -410,7 +410,7 @@ def test_a_model_with_a_prefix_decodes_with_its_cache_as_without(g: torch.Genera
     parts = [model(part, cache=cache) for part in ids.split([4, 1, 2], 1)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, **EXACT)
     assert cache.length == 7
-    written = greedy(model, ids, tokens=4)
+    written = generate(model, ids, tokens=4)
     assert written.shape == (2, 4)
     assert trainable_parameters(model) == 2 * 2 * (2 * 3 * 2)
     remove_prefix(model)

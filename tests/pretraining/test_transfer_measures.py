@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from companion import data
 from companion.data import Verse
 from companion.foundations.cross_entropy import cross_entropy, softmax
+from companion.models import minilm
 from companion.pretraining.transfer import (
     add_lora,
     ewc_penalty,
@@ -32,7 +33,7 @@ from companion.pretraining.transfer import (
     trained_state,
     whiten,
 )
-from companion.transformer.block import Decoder, TransformerConfig, minilm
+from companion.transformer.block import Decoder, TransformerConfig
 from tests.pretraining.test_transfer import no_type_hook  # noqa: F401
 
 N, D, K = 41, 5, 3

@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from companion.models import load_pretrained
 from companion.pretraining.transfer import (
     LoRALinear,
     PromptTuning,
@@ -17,7 +18,7 @@ from companion.pretraining.transfer import (
     add_prefix,
     merge_lora,
 )
-from companion.transformer.block import Decoder, Encoder, load_pretrained
+from companion.transformer.block import Decoder, Encoder
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 VOCAB, DIM, LAYERS, HEADS, KV, RANK = 29, 24, 3, 6, 2, 2

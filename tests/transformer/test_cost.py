@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from companion.models import TextDecoder, minilm, smollm2
 from companion.transformer import block, cost
 from companion.transformer.attention import attention, causal
 from companion.verify import count_flops
@@ -607,11 +608,11 @@ def test_tensor_functions_run_on_meta_and_leave_their_inputs_alone(g: torch.Gene
 
 
 @pytest.fixture(scope="module")
-def real() -> block.TextDecoder:
-    return block.smollm2()
+def real() -> TextDecoder:
+    return smollm2()
 
 
-def test_the_bill_of_the_real_decoder_is_exact(real: block.TextDecoder) -> None:
+def test_the_bill_of_the_real_decoder_is_exact(real: TextDecoder) -> None:
     config = real.model.config
     hollow = decoder(config, "meta")
     assert count_flops(hollow, zeros(1, 64, "meta")) == cost.forward_flops(config, 64).total
@@ -620,10 +621,10 @@ def test_the_bill_of_the_real_decoder_is_exact(real: block.TextDecoder) -> None:
     assert cost.matrix_weights(config) + gains == 134_515_008
 
 
-def test_the_real_models_have_a_sink_at_the_first_token(real: block.TextDecoder) -> None:
+def test_the_real_models_have_a_sink_at_the_first_token(real: TextDecoder) -> None:
     text = "The old bridge was closed for repairs, so the children walked home along the river."
     ids = torch.tensor([[0, *real.tokenizer.encode(text).ids]])
-    encoder = block.minilm()
+    encoder = minilm()
     words = torch.tensor([encoder.tokenizer.encode(text).ids])
     with torch.no_grad():
         late = torch.stack(real.model.trace(ids).attention[12:])

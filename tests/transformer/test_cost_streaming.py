@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jaxtyping import config as jaxtyping_config
 from torch import Tensor
 
+from companion.models import smollm2
 from companion.transformer import block
 from companion.transformer.cost import (
     StreamingCache,
@@ -325,7 +326,7 @@ def test_the_cache_and_the_definition_run_on_meta() -> None:
 
 def test_a_window_without_a_sink_breaks_the_real_model_and_one_sink_repairs_it() -> None:
     # Xiao et al. 2024, on text that the model has not seen as such.
-    real = block.smollm2()
+    real = smollm2()
     text = (
         "The ferry left the harbor a little before nine, with forty passengers and a crate of "
         "oranges on board. Nobody noticed that the crate had been addressed to a street that does "

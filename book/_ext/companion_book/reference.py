@@ -24,6 +24,7 @@ ORDER = [
     "foundations",
     "transformer",
     "pretraining",
+    "models",
     "efficiency",
     "generation",
     "knowledge",

@@ -8,6 +8,7 @@ they are trained with, on :class:`PackedTokens` for example.
 Book: :doc:`/book/pretraining/autoregressive`.
 """
 
+from companion.pretraining.autoregressive._draw import draw
 from companion.pretraining.autoregressive._exposure import expected_mistakes, scheduled_sampling
 from companion.pretraining.autoregressive._forms import (
     GPT2_SIZES,
@@ -31,7 +32,6 @@ from companion.pretraining.autoregressive._query import (
     pangu_config,
     pangu_parameters,
 )
-from companion.pretraining.autoregressive._sample import draw, sample
 from companion.pretraining.autoregressive._scaling import (
     BESIROGLU,
     HOFFMANN,
@@ -67,7 +67,6 @@ __all__ = [
     "optimal_allocation",
     "pangu_config",
     "pangu_parameters",
-    "sample",
     "scaling_objective",
     "scheduled_sampling",
     "text_log_probs",

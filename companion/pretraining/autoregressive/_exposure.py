@@ -6,7 +6,7 @@ from torch import Tensor
 
 from companion.core import check_count, check_in_range, check_shape, rand
 from companion.foundations.cross_entropy import chunked_cross_entropy, linear_cross_entropy
-from companion.pretraining.autoregressive._sample import draw
+from companion.pretraining.autoregressive._draw import draw
 from companion.transformer.block import Decoder
 
 __all__ = ["expected_mistakes", "scheduled_sampling"]

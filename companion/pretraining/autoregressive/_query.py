@@ -118,7 +118,7 @@ class PanguAlpha(Decoder):
 
     Numerics:
         There is no cache for the query layer, so the model scores texts and is trained, but
-        :func:`sample` and :func:`companion.transformer.block.greedy` do not run on it.
+        :func:`companion.models.generate` does not run on it.
 
     References:
         Zeng et al. 2021, arXiv:2104.12369, fig. 2. Where the norms are is taken from the released

@@ -12,7 +12,6 @@ to the device of the ids. Nothing loops over rows or tokens.
 Book: :doc:`/book/pretraining/denoising`.
 """
 
-from companion.pretraining.denoising._checkpoint import load_bart, load_t5, load_xlnet
 from companion.pretraining.denoising._glm import glm_batch
 from companion.pretraining.denoising._masks import (
     TwoStreamMasks,
@@ -90,9 +89,6 @@ __all__ = [
     "infill_lengths",
     "influence",
     "joined_batch",
-    "load_bart",
-    "load_t5",
-    "load_xlnet",
     "masked_batch",
     "mixture_of_denoisers",
     "order_ranks",

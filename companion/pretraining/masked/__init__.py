@@ -6,7 +6,6 @@ were chosen, :math:`\tilde x` the text as the model reads it, corrupted on :math
 Book: :doc:`/book/pretraining/masked`.
 """
 
-from companion.pretraining.masked._checkpoint import load_bert
 from companion.pretraining.masked._corrupt import (
     IGNORE,
     Corrupted,
@@ -50,7 +49,6 @@ __all__ = [
     "fill_in_features",
     "fit_exponents",
     "kneser_ney_chain",
-    "load_bert",
     "next_sentence_pairs",
     "pseudo_log_likelihood",
     "select_places",

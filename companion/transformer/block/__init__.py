@@ -1,14 +1,12 @@
-r"""The Transformer block, the models that are stacks of it, and two of them with trained weights.
+r"""The Transformer block, and the models that are stacks of it.
 
-:func:`minilm` and :func:`smollm2` load the book's encoder and decoder, and
-:func:`load_pretrained` any checkpoint directory of BERT, GPT-2 or Llama architecture, all into
-:class:`Encoder` and :class:`Decoder`, which a frozen :class:`TransformerConfig` describes.
+A frozen :class:`TransformerConfig` describes an :class:`Encoder`, a :class:`Decoder` or an
+:class:`EncoderDecoder`. Trained weights come into them by :mod:`companion.models`.
 
 Book: :doc:`/book/transformer/block`.
 """
 
 from companion.transformer.block._block import Block
-from companion.transformer.block._checkpoint import load_pretrained, minilm, smollm2
 from companion.transformer.block._config import (
     AlibiBias,
     Learned,
@@ -21,7 +19,6 @@ from companion.transformer.block._config import (
     parameter_count,
 )
 from companion.transformer.block._feed_forward import FeedForward, GatedFeedForward
-from companion.transformer.block._generate import greedy
 from companion.transformer.block._initialization import branch_outputs, initialize_
 from companion.transformer.block._model import Decoder, Encoder, EncoderDecoder, Trace
 from companion.transformer.block._norms import (
@@ -34,7 +31,6 @@ from companion.transformer.block._norms import (
     rms_norm_backward,
     rms_norm_by_hand,
 )
-from companion.transformer.block._text import TextDecoder, TextEncoder
 
 __all__ = [
     "AlibiBias",
@@ -54,19 +50,13 @@ __all__ = [
     "Shaw",
     "Sinusoidal",
     "T5Buckets",
-    "TextDecoder",
-    "TextEncoder",
     "Trace",
     "TransformerConfig",
     "branch_outputs",
-    "greedy",
     "initialize_",
     "layer_norm_backward",
     "layer_norm_by_hand",
-    "load_pretrained",
-    "minilm",
     "parameter_count",
     "rms_norm_backward",
     "rms_norm_by_hand",
-    "smollm2",
 ]

@@ -5,7 +5,7 @@ The definition of what it computes, all tokens of a text at once, is in
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from companion.core import check_count
@@ -142,6 +142,15 @@ class StreamingLayer(LayerCache):
             )
         check_count("length", length, low=0, high=self._end - self._start)
         self._start, self._end, self.length, self._lost = 0, length, length, False
+
+    def select(self, rows: Integer[Tensor, " batch"]) -> None:
+        """Let sequence ``i`` go on from what sequence ``rows[i]`` held.
+
+        Args:
+            rows: One number for each sequence.
+        """
+        for kept in (*self.held(), self._sink_keys, self._sink_values):
+            kept.copy_(kept[rows])
 
     def _keep_sinks(self) -> None:
         """Copy the sinks before their slots are needed for other tokens."""

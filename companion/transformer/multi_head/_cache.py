@@ -1,7 +1,7 @@
 """Keys and values of tokens that were read before, so that decoding reads each token once."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from companion.core import check_count
@@ -78,6 +78,15 @@ class LayerCache:
             Keys and values of the filled positions.
         """
         return self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length)
+
+    def select(self, rows: Integer[Tensor, " batch"]) -> None:
+        """Let sequence ``i`` go on from what sequence ``rows[i]`` held.
+
+        Args:
+            rows: One number for each sequence.
+        """
+        for kept in self.held():
+            kept.copy_(kept[rows])
 
 
 class KVCache:
@@ -173,3 +182,14 @@ class KVCache:
         """Forget all positions and keep the memory."""
         for layer in self.layers:
             layer.length = 0
+
+    def select(self, rows: Integer[Tensor, " batch"]) -> None:
+        """Let sequence ``i`` go on from what sequence ``rows[i]`` held, in every layer.
+
+        A search needs it that follows some sequences twice and drops others.
+
+        Args:
+            rows: One number for each sequence.
+        """
+        for layer in self.layers:
+            layer.select(rows)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from companion.transformer.block import Decoder, TextDecoder, greedy, load_pretrained
+from companion.models import TextDecoder, generate, load_pretrained
+from companion.transformer.block import Decoder
 
 VOCAB = 29
 # Double precision has 53 bits; a few layers with sums of some dozen terms lose a handful of them.
@@ -127,7 +128,7 @@ def test_left_padded_prompts_are_continued_as_by_transformers(tmp_path: Path) ->
         pad_token_id=0,
         eos_token_id=None,
     )
-    assert torch.equal(greedy(ours, ids, tokens=13, real=real), its[:, 11:])
+    assert torch.equal(generate(ours, ids, tokens=13, real=real), its[:, 11:])
 
 
 def test_a_tied_table_is_one_parameter_and_a_start_token_is_known(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from companion.transformer.block import Decoder, TransformerConfig, greedy
+from companion.models import generate
+from companion.transformer.block import Decoder, TransformerConfig
 
 CONFIG = TransformerConfig(
     vocab=23, dim=12, layers=3, heads=6, kv_heads=2, ff_dim=31, context=29, norm="rms", tied=False
@@ -29,7 +30,7 @@ def naive(model: Decoder, ids: Tensor, tokens: int) -> Tensor:
 
 def test_each_token_is_the_most_likely_one(model: Decoder, g: torch.Generator) -> None:
     ids = torch.randint(0, 23, (3, 7), generator=g)
-    written = greedy(model, ids, tokens=11)
+    written = generate(model, ids, tokens=11)
     assert written.tolist() == naive(model, ids, 11).tolist()
     assert not written.is_inference()
     assert len(set(written.flatten().tolist())) > 5
@@ -41,44 +42,61 @@ def test_padding_on_the_left_changes_nothing(model: Decoder, g: torch.Generator)
     ids, real = torch.zeros(3, 7, dtype=torch.long), torch.zeros(3, 7, dtype=torch.bool)
     for index, (row, n) in enumerate(zip(rows, lengths, strict=True)):
         ids[index, 7 - n :], real[index, 7 - n :] = row[0], True
-    together = greedy(model, ids, real=real, tokens=9)
+    together = generate(model, ids, real=real, tokens=9)
     for index, row in enumerate(rows):
-        assert together[index].tolist() == greedy(model, row, tokens=9)[0].tolist()
+        assert together[index].tolist() == generate(model, row, tokens=9)[0].tolist()
     # Negative control: unmarked padding is read, and changes what is written.
-    assert greedy(model, ids, tokens=9)[1].tolist() != together[1].tolist()
+    assert generate(model, ids, tokens=9)[1].tolist() != together[1].tolist()
 
 
 def test_a_sequence_ends_with_its_stop_token_and_stays_ended(
     model: Decoder, g: torch.Generator
 ) -> None:
     ids = torch.randint(0, 23, (2, 5), generator=g)
-    free = greedy(model, ids, tokens=12)
+    free = generate(model, ids, tokens=12)
     stop = int(free[0, 3])
-    written = greedy(model, ids, tokens=12, stop=[stop])
+    written = generate(model, ids, tokens=12, stop=[stop])
     end = free[0].tolist().index(stop)
     assert written[0, : end + 1].tolist() == free[0, : end + 1].tolist()
     assert set(written[0, end:].tolist()) == {stop}
-    first_only = greedy(model, ids[:1], tokens=12, stop=[stop])
+    first_only = generate(model, ids[:1], tokens=12, stop=[stop])
     assert first_only.shape == (1, end + 1)
 
 
-def test_writing_fills_the_context_and_no_more(model: Decoder) -> None:
-    ids = torch.ones(1, 4, dtype=torch.long)
-    assert greedy(model, ids, tokens=25).shape == (1, 25)
-    with pytest.raises(ValueError, match=r"4 tokens of the prompt and 26 new .* of 29"):
-        greedy(model, ids, tokens=26)
+def test_a_text_longer_than_the_context_goes_on_from_its_last_half(
+    model: Decoder, g: torch.Generator
+) -> None:
+    ids = torch.randint(0, 23, (2, 4), generator=g)
+    written = generate(model, ids, tokens=61)
+    assert written.shape == (2, 61)
+    text = torch.cat([ids, written], 1)
+    begin = 0
+    for place in range(4, 65):
+        if place - begin > CONFIG.context:  # all of it was read, so the last half is read again
+            begin = place - CONFIG.context // 2
+        expected = model(text[:, begin:place])[:, -1].argmax(-1)
+        assert text[:, place].tolist() == expected.tolist(), place
+    assert begin > 0
+
+
+def test_a_prompt_longer_than_the_context_is_read_from_its_end(
+    model: Decoder, g: torch.Generator
+) -> None:
+    ids = torch.randint(0, 23, (1, 40), generator=g)
+    written = generate(model, ids, tokens=3)
+    assert torch.equal(written, generate(model, ids[:, -(CONFIG.context // 2) :], tokens=3))
 
 
 def test_prompts_that_cannot_be_continued_are_refused(model: Decoder) -> None:
     ids = torch.ones(2, 3, dtype=torch.long)
     right = torch.tensor([[True, True, True], [True, True, False]])
     with pytest.raises(ValueError, match="padded on the left"):
-        greedy(model, ids, real=right, tokens=2)
+        generate(model, ids, real=right, tokens=2)
     with pytest.raises(ValueError, match="padded on the left"):
-        greedy(model, ids, real=torch.zeros(2, 3, dtype=torch.bool), tokens=2)
+        generate(model, ids, real=torch.zeros(2, 3, dtype=torch.bool), tokens=2)
     with pytest.raises(ValueError, match="tokens of the prompt must be 1 or more"):
-        greedy(model, ids[:, :0], tokens=2)
+        generate(model, ids[:, :0], tokens=2)
     with pytest.raises(ValueError, match=r"ids must lie in \[0, 23\), got 23"):
-        greedy(model, ids + 22, tokens=2)
+        generate(model, ids + 22, tokens=2)
     with pytest.raises(ValueError, match=r"stop must lie in \[0, 23\), got 99"):
-        greedy(model, ids, tokens=2, stop=[99])
+        generate(model, ids, tokens=2, stop=[99])

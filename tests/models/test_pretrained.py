@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 from companion import data
-from companion.transformer.block import (
+from companion.models import (
     TextDecoder,
     TextEncoder,
-    greedy,
+    generate,
     load_pretrained,
     minilm,
     smollm2,
@@ -160,7 +160,7 @@ def test_smollm2_writes_the_same_64_tokens_as_transformers(
         min_new_tokens=64,
         do_sample=False,
     )[0, ids.shape[1] :]
-    ours = greedy(decoder.model, ids, tokens=64)[0]
+    ours = generate(decoder.model, ids, tokens=64)[0]
     assert ours.tolist() == theirs.tolist()
     # No stop token comes up by itself, so that forbidding it there changed nothing.
     assert not set(ours.tolist()) & {0, 2}
@@ -415,7 +415,7 @@ def test_a_start_token_that_the_tokenizer_adds_is_not_doubled(tmp_path: Path) ->
     assert adding.start == 1
     torch.testing.assert_close(adding.nats("w3 w4 w5"), plain.nats("w3 w4 w5"))
     assert adding.nats("w3 w4 w5").shape == (3,)
-    wanted = greedy(plain.model, torch.tensor([[1, 3, 4]]), tokens=5, stop=adding.stop)[0]
+    wanted = generate(plain.model, torch.tensor([[1, 3, 4]]), tokens=5, stop=adding.stop)[0]
     ended = [token for token in wanted.tolist() if token not in adding.stop]
     assert adding.chat("w3 w4", tokens=5) == " ".join(f"w{token}" for token in ended)
 

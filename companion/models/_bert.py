@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from companion.pretraining.masked._model import BertForPreTraining
-from companion.transformer.block import TransformerConfig
-from companion.transformer.block._checkpoint import (
+from companion.models._checkpoint import (
     _bert_config,
     _bert_weights,
     _filled,
@@ -18,6 +16,8 @@ from companion.transformer.block._checkpoint import (
     _read_tensors,
     _Source,
 )
+from companion.pretraining.masked import BertForPreTraining
+from companion.transformer.block import TransformerConfig
 
 __all__ = ["load_bert"]
 
@@ -34,7 +34,7 @@ def load_bert(
     ``BertForPreTraining`` or ``BertForMaskedLM``, or a download of such a model, for example
     ``bert-base-uncased``: ``config.json``, and ``model.safetensors`` or its shards. Its tokenizer,
     if there is a ``tokenizer.json``, is read by
-    :func:`companion.transformer.block.load_pretrained`.
+    :func:`companion.models.load_pretrained`.
 
     Args:
         directory: The folder.
@@ -90,7 +90,7 @@ def _weights(
     if f"{head}.transform.dense.weight" not in tensors:
         raise ValueError(
             "the checkpoint has no masked-language-model head: load an encoder alone with "
-            "companion.transformer.block.load_pretrained"
+            "companion.models.load_pretrained"
         )
     linear("transform", f"{head}.transform.dense", d)
     for part in ("weight", "bias"):

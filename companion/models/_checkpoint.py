@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from companion import data
 from companion.core import check_finite
-from companion.transformer.block._config import (
+from companion.models._text import TextDecoder, TextEncoder
+from companion.transformer.block import (
+    Decoder,
+    Encoder,
     Learned,
     Rope,
     TransformerConfig,
 )
-from companion.transformer.block._model import Decoder, Encoder
-from companion.transformer.block._text import TextDecoder, TextEncoder
 from companion.transformer.positions import (
     DynamicNTKScaling,
     LinearScaling,

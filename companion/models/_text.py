@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from companion.core import check_count
-from companion.transformer.block._generate import greedy
-from companion.transformer.block._model import Decoder, Encoder
+from companion.models._generate import generate
+from companion.transformer.block import Decoder, Encoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -182,9 +182,15 @@ class TextDecoder:
         for index, row in enumerate(rows):
             if not row:
                 raise ValueError(f"prompt {index} has no tokens: give at least one character")
+        longest, context = max(len(row) for row in rows), self.model.config.context
+        if longest + tokens > context:
+            raise ValueError(
+                f"{longest} tokens of the prompt and {tokens} new ones exceed the model's context "
+                f"of {context}"
+            )
         ids, real = _pad(rows, left=True, device=self._device)
         padded = any(len(row) < ids.shape[1] for row in rows)
-        written = greedy(
+        written = generate(
             self.model, ids, tokens=tokens, real=real if padded else None, stop=self.stop
         )
         new = [_until(row, self.stop) for row in written.tolist()]

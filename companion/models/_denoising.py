@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from companion.pretraining.denoising._two_stream import TwoStream
+from companion.models._checkpoint import (
+    _ACTIVATIONS,
+    _read_json,
+    _read_tensors,
+    _Source,
+)
+from companion.pretraining.denoising import TwoStream
 from companion.transformer.block import (
     EncoderDecoder,
     Learned,
     NoPositions,
     T5Buckets,
     TransformerConfig,
-)
-from companion.transformer.block._checkpoint import (
-    _ACTIVATIONS,
-    _read_json,
-    _read_tensors,
-    _Source,
 )
 from companion.transformer.positions import T5Bias
 
