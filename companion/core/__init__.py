@@ -2,6 +2,14 @@
 
 from companion.core.checkpoints import Checkpoints, Progress, Stateful
 from companion.core.devices import resolve_device, resolve_dtype
+from companion.core.linears import (
+    HasLinears,
+    LinearLike,
+    LinearPlace,
+    linear_places,
+    replace_linears,
+    restore_linears,
+)
 from companion.core.parallel import (
     LossModule,
     MainProcessError,
@@ -14,6 +22,7 @@ from companion.core.parallel import (
     processes,
 )
 from companion.core.random import generator, rand, randint, randn
+from companion.core.sites import HasSites, Seen, site_names, watch
 from companion.core.training import TrainingLog, train
 from companion.core.validation import (
     can_read,
@@ -28,10 +37,15 @@ from companion.core.validation import (
 
 __all__ = [
     "Checkpoints",
+    "HasLinears",
+    "HasSites",
+    "LinearLike",
+    "LinearPlace",
     "LossModule",
     "MainProcessError",
     "Processes",
     "Progress",
+    "Seen",
     "Stateful",
     "TrainingLog",
     "average_",
@@ -46,13 +60,18 @@ __all__ = [
     "generator",
     "is_main",
     "is_parallel",
+    "linear_places",
     "on_main",
     "parallelize",
     "processes",
     "rand",
     "randint",
     "randn",
+    "replace_linears",
     "resolve_device",
     "resolve_dtype",
+    "restore_linears",
+    "site_names",
     "train",
+    "watch",
 ]

@@ -2,8 +2,18 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from companion.core import LossModule, generator, parallelize, randint, randn, train
+from companion.core import (
+    HasSites,
+    LossModule,
+    generator,
+    parallelize,
+    randint,
+    randn,
+    train,
+    watch,
+)
 from companion.pretraining.autoregressive import next_token_loss
 from companion.transformer.block import Decoder, TransformerConfig, initialize_
 
@@ -38,3 +48,23 @@ def test_compiled_blocks_train_like_eager_ones():
 
     both = run(compile=True, activation_checkpointing=True)
     torch.testing.assert_close(both, run(), rtol=1e-5, atol=1e-5)
+
+
+class Doubled(HasSites):
+    """2 x + 1, with a site between."""
+
+    sites = ("product",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.site("product", 2 * x) + 1
+
+
+def test_a_compiled_model_is_compiled_anew_when_it_is_watched() -> None:
+    torch._dynamo.reset()
+    model, x = nn.Sequential(Doubled(), Doubled()), torch.arange(5.0)
+    fast = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.equal(fast(x), 4 * x + 3)
+    with watch(fast, read=["0.product"], replace={"0.product": lambda z: -z}) as seen:
+        assert torch.equal(fast(x), -4 * x + 3)
+    assert torch.equal(seen["0.product"], -2 * x)
+    assert torch.equal(fast(x), 4 * x + 3)
