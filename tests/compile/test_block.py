@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from companion.core import watch
 from companion.transformer.attention import causal
 from companion.transformer.block import (
     Block,
+    Decoder,
     FeedForward,
     GatedFeedForward,
     LayerNorm,
@@ -91,3 +93,26 @@ def test_one_compiled_block_serves_causal_texts_of_any_length(
     for n in (5, 7, 11, 1):
         x = torch.randn(B, n, 12, generator=g, dtype=torch.float64)
         torch.testing.assert_close(fast(x), block(x, mask=causal()), **CLOSE)
+
+
+@torch.no_grad()
+def test_one_graph_of_a_model_that_nobody_watches_and_one_of_a_watched_one(
+    g: torch.Generator,
+) -> None:
+    torch._dynamo.reset()
+    config = TransformerConfig(vocab=11, dim=12, layers=2, heads=3, ff_dim=31, context=29)
+    model = Decoder(config).double()
+    ids = torch.randint(11, (B, 7), generator=g)
+    plain = model(ids)
+    fast = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(fast(ids), plain, **CLOSE)
+    arrow = torch.randn(12, generator=g, dtype=torch.float64)
+    change = {"blocks.0.stream": lambda x: x + arrow}
+    with watch(model, read=["*.weights", "logits"], replace=change) as expected:
+        model(ids)
+    with watch(fast, read=["*.weights", "logits"], replace=change) as seen:
+        fast(ids)
+    assert list(seen) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(seen[name], value, **CLOSE)
+    torch.testing.assert_close(fast(ids), plain, **CLOSE)

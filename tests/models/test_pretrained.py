@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 from companion import data
+from companion.core import watch
 from companion.models import (
     TextDecoder,
     TextEncoder,
@@ -92,10 +93,11 @@ def test_minilm_hidden_states_equal_those_of_transformers_with_padding(
 ) -> None:
     ids, real = encoder.tokenize(SENTENCES)
     assert not bool(real.all())
-    ours = encoder.model.trace(ids, real=real)
+    with watch(encoder.model, read=["embedded", "*.stream"]) as seen:
+        encoder.model(ids, real=real)
     theirs = their_encoder(ids, attention_mask=real.long(), output_hidden_states=True)
-    assert len(ours.hidden) == 7
-    for mine, its in zip(ours.hidden, theirs.hidden_states, strict=True):
+    assert len(seen) == 7
+    for mine, its in zip(seen.values(), theirs.hidden_states, strict=True):
         torch.testing.assert_close(mine[real], its[real], **CLOSE)
     fast = encoder.model(ids, real=real)
     torch.testing.assert_close(fast[real], theirs.last_hidden_state[real], **CLOSE)
@@ -114,11 +116,12 @@ def test_smollm2_logits_and_hidden_states_equal_those_of_transformers(
     decoder: TextDecoder, their_decoder: Any
 ) -> None:
     ids = torch.tensor([decoder.tokenizer.encode(SENTENCES[2]).ids])
-    ours = decoder.model.trace(ids)
+    with watch(decoder.model, read=["embedded", "*.stream"]) as seen:
+        logits = decoder.model(ids)
     theirs = their_decoder(ids, output_hidden_states=True)
-    torch.testing.assert_close(ours.output, theirs.logits, **CLOSE)
+    torch.testing.assert_close(logits, theirs.logits, **CLOSE)
     # Their last hidden state is past the final norm, ours is not.
-    for mine, its in zip(ours.hidden[:-1], theirs.hidden_states[:-1], strict=True):
+    for mine, its in zip([*seen.values()][:-1], theirs.hidden_states[:-1], strict=True):
         torch.testing.assert_close(mine, its, **CLOSE)
 
 

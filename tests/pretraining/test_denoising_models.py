@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jaxtyping import config as type_hook
 from torch import Tensor
 
+from companion.core import site_names, watch
 from companion.pretraining.denoising import (
     Batch,
     Pair,
@@ -521,6 +522,44 @@ def test_scores_are_those_of_transformer_xl() -> None:
     encodings = two_stream()._encodings(N, x)
     out, _ = layer(x, None, encodings=encodings, content_mask=full)
     torch.testing.assert_close(out, expected)
+
+
+def test_the_sites_of_both_streams_fit_together() -> None:
+    model = two_stream()
+    ids, predict = texts(N, N).ids, torch.tensor([[2, 4, 0], [1, 3, 5]])
+    rank = torch.full((2, N), -1).scatter(1, predict, torch.tensor([[0, 1, 2], [2, 0, 1]]))
+    allowed = rank_masks(rank).query
+    with watch(model, read=["*"]) as seen:
+        logits = model(ids, predict, allowed=allowed)
+    assert list(seen) == list(site_names(model))
+    torch.testing.assert_close(logits, model(ids, predict, allowed=allowed))  # the fused path
+    assert torch.equal(seen["logits"], logits)
+    for layer in range(len(model.blocks)):
+        at = f"blocks.{layer}.attention"
+        V_ = seen[f"{at}.projections.values"]
+        for kind, rows in (("", N), ("query_", 3)):
+            A = seen[f"{at}.{kind}weights"]
+            assert A.shape == (2, SIZES["heads"], rows, N)
+            torch.testing.assert_close(seen[f"{at}.{kind}heads"], A @ V_)
+            S = seen[f"{at}.{kind}scores"]
+            torch.testing.assert_close(S.softmax(-1).nan_to_num(0.0), A)
+    # What the query stream holds at the end is what the output layer reads.
+    last = seen[f"blocks.{len(model.blocks) - 1}.query_stream"]
+    torch.testing.assert_close(model.head(last), logits)
+    with watch(model, replace={"*.query_weights": lambda A: A * 0}):
+        assert not torch.allclose(model(ids, predict, allowed=allowed), logits)
+        torch.testing.assert_close(model.hidden(ids), two_stream().hidden(ids))
+
+
+def test_attention_weights_of_both_streams_are_dropped_in_training_only() -> None:
+    model, plain = two_stream(attention_dropout=0.3), two_stream()
+    ids, predict = texts(N, N).ids, torch.tensor([[2, 4, 0], [1, 3, 5]])
+    torch.testing.assert_close(model.eval()(ids, predict), plain(ids, predict))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for read in (None, predict):  # either stream
+            made = model.train()(ids, read)
+            assert not torch.allclose(made, plain(ids, read), atol=1e-3)
 
 
 def test_padding_is_not_read_by_the_streams() -> None:

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import config as jaxtyping_config
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from companion.core import watch
 from companion.models import generate
 from companion.pretraining.transfer import (
     Adapter,
@@ -288,12 +290,70 @@ def test_removing_lora_without_merging_gives_the_model_back(g: torch.Generator) 
 
 def test_merging_into_a_tied_head_leaves_the_embeddings(g: torch.Generator) -> None:
     model = decoder(tied=True)
-    table = model.tokens.weight.clone()
+    table, ids = model.tokens.weight.clone(), some_ids(g, 2, 7)
     add_lora(model, targets=["head"], rank=2, alpha=3.0, generator=g)
     thawed(model, g)
     merge_lora(model)
     assert torch.equal(model.tokens.weight, table)
     assert (model.head.base.weight - table).abs().max() > 1e-3
+    remove_lora(model)
+    assert not model.config.tied
+    again = Decoder(model.config).double()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(ids), model(ids))
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["merged", "unmerged"])
+@pytest.mark.parametrize("here", [True, False], ids=["from-merged", "from-unmerged"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_state_with_lora_computes_the_same_wherever_it_is_loaded(
+    g: torch.Generator, tied: bool, here: bool, there: bool
+) -> None:
+    def made() -> Decoder:
+        model = decoder(tied=tied)
+        add_lora(model, targets=["query", "down", "head"], rank=2, alpha=3.0, generator=g)
+        return thawed(model, g)
+
+    a, fresh, ids = made(), made(), some_ids(g, 2, 7)
+    for model, merged in ((a, here), (fresh, there)):
+        if merged:
+            merge_lora(model)
+    expected = a(ids)
+    assert (fresh(ids) - expected).abs().max() > 1e-2
+    state = {name: tensor.clone() for name, tensor in a.state_dict().items()}
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh(ids), expected)
+    (unmerge_lora if here else merge_lora)(fresh)  # the layers know how they are
+    torch.testing.assert_close(fresh(ids), expected, **EXACT)
+    flags = {name: t.dtype for name, t in state.items() if name.endswith("merged")}
+    assert len(flags) == 5
+    assert set(flags.values()) == {torch.bool}
+    del state["head.merged"]
+    with pytest.raises(RuntimeError, match=r'Missing key.* "head.merged"'):
+        fresh.load_state_dict(state)
+
+
+def test_lora_with_a_merged_state_is_written_and_read_as_safetensors(
+    g: torch.Generator, tmp_path: Path
+) -> None:
+    a, fresh, ids = decoder(tied=True), decoder(tied=True), some_ids(g, 2, 7)
+    for model in (a, fresh):
+        add_lora(model, targets=["value", "head"], rank=2, alpha=3.0, generator=g)
+    merge_lora(thawed(a, g))
+    save_file({k: t.contiguous() for k, t in a.state_dict().items()}, tmp_path / "a.safetensors")
+    fresh.load_state_dict(load_file(tmp_path / "a.safetensors"))
+    assert torch.equal(fresh(ids), a(ids))
+
+
+def test_lora_reaches_the_layers_that_a_path_names(g: torch.Generator) -> None:
+    model = llama()
+    names = add_lora(model, targets=["blocks.1.*.query", "*.up"], rank=2, alpha=3.0, generator=g)
+    assert names == (
+        "blocks.0.feed_forward.gate_up",
+        "blocks.1.attention.qkv",
+        "blocks.1.feed_forward.gate_up",
+    )
+    assert model.blocks[1].attention.qkv.rows == ((0, 12),)
 
 
 def test_lora_in_cross_attention_acts_on_queries_and_context(g: torch.Generator) -> None:
@@ -313,7 +373,7 @@ def test_models_that_lora_does_not_fit_are_refused_and_left_alone(g: torch.Gener
     model = decoder()
     good = {"targets": ["query"], "rank": 2, "alpha": 3.0, "generator": g}
     for change, message in (
-        ({"targets": ["q_proj"]}, r"list of query, key, .*got \['q_proj'\]"),
+        ({"targets": ["q_proj"]}, "the model has no q_proj; it has down, head, key"),
         ({"targets": "query"}, "targets must be a list"),
         ({"targets": []}, "targets must be a list"),
         ({"targets": ["key", "key"]}, "named once"),
@@ -340,6 +400,13 @@ def with_prefix(g: torch.Generator, **options: object) -> MultiHeadAttention:
         layer = MultiHeadAttention(12, 6, bias=True, dtype=torch.float64, **options)
     layer.prefix = PrefixTuning(layer, length=3, generator=g, std=1.0)
     return layer
+
+
+def attend(layer: MultiHeadAttention, *inputs: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+    """The output of a layer and its attention weights."""
+    with watch(layer, read=["weights"]) as seen:
+        y = layer(*inputs, **options)
+    return y, seen["weights"]
 
 
 @pytest.mark.parametrize("kv_heads", [6, 2])
@@ -376,7 +443,7 @@ def test_a_prefix_is_keys_and_values_that_no_mask_hides(
     allowed = torch.cat([torch.ones(2, 6, n, 3).bool(), allowed], -1)
     A = torch.softmax(S.masked_fill(~allowed, -torch.inf), -1)
     torch.testing.assert_close(y, layer.out((A @ V).transpose(1, 2).flatten(2)), **EXACT)
-    z, weights = layer.attend(x, mask=given.get(mask, own), bias=bias)
+    z, weights = attend(layer, x, mask=given.get(mask, own), bias=bias)
     torch.testing.assert_close(z, y, **EXACT)
     torch.testing.assert_close(weights, A, **EXACT)
 
@@ -385,7 +452,7 @@ def test_a_prefix_mixes_what_is_read_with_a_share_of_its_own(g: torch.Generator)
     """He et al. 2022, eq. 5: o = (1 - s) o_text + s o_prefix, with s the weight on the prefix."""
     layer = with_prefix(g)
     x = torch.randn(1, 5, 12, generator=g, dtype=torch.float64)
-    y, A = layer.attend(x)
+    y, A = attend(layer, x)
     s = A[..., :3].sum(-1).transpose(1, 2)[..., None]  # (batch, n, heads, 1)
     prefix_values = torch.einsum("bhnp,hpd->bnhd", A[..., :3], layer.prefix.values)
     held, layer.prefix = layer.prefix, None
@@ -521,16 +588,18 @@ def test_adapters_start_as_the_model_and_correct_each_branch(
     plain, state = model(ids), torch.get_rng_state()
     names = add_adapters(model, width=3, generator=g)
     assert torch.equal(torch.get_rng_state(), state)
-    assert names[:2] == ("blocks.0.attention.out", "blocks.0.feed_forward")
+    assert names[:2] == ("blocks.0.attention.out", "blocks.0.feed_forward.down")
     torch.testing.assert_close(model(ids), plain, **EXACT)
     assert trainable_parameters(model) == 4 * (2 * 12 * 3 + 12 + 3)
     thawed(model, g)
     block, x = model.blocks[0], torch.randn(2, 7, 12, generator=g, dtype=torch.float64)
-    branch, adapter = block.feed_forward
-    torch.testing.assert_close(block.feed_forward(x), adapter(branch(x)), **EXACT)
+    with watch(block.feed_forward, read=["hidden"]) as seen:
+        made = block.feed_forward(x)
+    last = block.feed_forward.down
+    torch.testing.assert_close(made, last.adapter(last.base(seen["hidden"])), **EXACT)
     with pytest.raises(ValueError, match="adapters already"):
         add_adapters(model, width=3, generator=g)
-    with pytest.raises(ValueError, match="no blocks"):
+    with pytest.raises(ValueError, match=r"has no \*attention\*.out"):
         add_adapters(nn.Linear(3, 2), width=3, generator=g)
 
 
@@ -586,9 +655,8 @@ def test_only_the_added_part_learns(g: torch.Generator, kind: str) -> None:
     for name, old in frozen.items():
         name = name.replace("qkv.", "qkv.base.") if kind == "lora" else name
         if kind == "adapter":
-            name = name.replace("attention.out.", "attention.out.0.")
-            name = name.replace("feed_forward.up", "feed_forward.0.up")
-            name = name.replace("feed_forward.down", "feed_forward.0.down")
+            name = name.replace("attention.out.", "attention.out.base.")
+            name = name.replace("feed_forward.down.", "feed_forward.down.base.")
         assert torch.equal(now[name], old)
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import config as jaxtyping_config
 from torch import Tensor, nn
 
+from companion.core import watch
 from companion.transformer.block import (
     Decoder,
     Encoder,
@@ -208,8 +209,10 @@ def test_the_stream_of_pre_norm_grows_and_the_gain_stops_it(layers: int) -> None
             Decoder(config), generator=torch.Generator().manual_seed(0), rule="xavier",
             branch_gain=gain,
         )  # fmt: skip
-        with torch.no_grad():
-            sizes[gain] = float(model.trace(ids).hidden[-1].square().mean())
+        last = f"blocks.{layers - 1}.stream"
+        with torch.no_grad(), watch(model, read=[last]) as seen:
+            model(ids)
+        sizes[gain] = float(seen[last].square().mean())
     # A feed-forward branch adds 1/2 a feature, attention between 0 and 1: Xiong et al., lemma 2,
     # here with 20% for a single draw.
     assert 0.8 * (1 + layers / 2) < sizes[1.0] < 1.2 * (1 + 1.5 * layers)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jaxtyping import config as jaxtyping_config
 from torch import Tensor, nn
 
+from companion.core import watch
 from companion.transformer.attention import documents, sliding_window
 from companion.transformer.block import (
     AlibiBias,
@@ -140,21 +141,25 @@ def test_padding_on_the_right_changes_no_hidden_states(form: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("form", FORMS, ids=name)
 @torch.no_grad()
-def test_a_trace_is_the_forward_pass(form: dict[str, Any]) -> None:
+def test_streams_and_weights_that_are_read_are_those_of_the_forward_pass(
+    form: dict[str, Any],
+) -> None:
     config = replace(CONFIG, **form)
     for kind in (Encoder, Decoder):
         model: Any = spread(kind(config))
         ids = some_ids(2, N)
-        trace = model.trace(ids)
-        torch.testing.assert_close(trace.output, model(ids), rtol=1e-11, atol=1e-11)
-        assert len(trace.hidden) == 4
-        assert len(trace.attention) == 3
-        for weights in trace.attention:
+        with watch(model, read=["embedded", "*.stream", "*.weights"]) as seen:
+            out = model(ids)
+        torch.testing.assert_close(out, model(ids), rtol=1e-11, atol=1e-11)
+        streams = [seen["embedded"], *(seen[f"blocks.{i}.stream"] for i in range(3))]
+        for index in range(3):
+            weights = seen[f"blocks.{index}.attention.weights"]
             assert weights.shape == (2, 6, N, N)
             torch.testing.assert_close(weights.sum(-1), torch.ones(2, 6, N).double())
-        last = trace.hidden[-1] if model.final_norm is None else model.final_norm(trace.hidden[-1])
-        out = model.head(last) if kind is Decoder else last
-        torch.testing.assert_close(out, trace.output, rtol=1e-11, atol=1e-11)
+            assert not torch.equal(streams[index], streams[index + 1])
+        last = streams[-1] if model.final_norm is None else model.final_norm(streams[-1])
+        made = model.head(last) if kind is Decoder else last
+        torch.testing.assert_close(made, out, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=name)
@@ -367,7 +372,7 @@ def test_a_description_is_frozen_and_checked() -> None:
     for change, message in (
         ({"layers": 0}, "layers must be 1 or more"),
         ({"kv_heads": 4}, "kv_heads must divide heads, got 4 and 6"),
-        ({"dim": 13}, "heads must divide dim, got 6 and 13"),
+        ({"dim": 13}, "heads must divide dim, got 6 heads and dim 13"),
         ({"norm": "batch"}, "norm must be one of layer, rms, got 'batch'"),
         ({"norm_place": "mid"}, "norm_place must be one of pre, post, got 'mid'"),
         ({"activation": "tanh"}, "activation must be one of .* got 'tanh'"),

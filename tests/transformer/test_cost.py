@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from companion.core import watch
 from companion.models import TextDecoder, minilm, smollm2
 from companion.transformer import block, cost
 from companion.transformer.attention import attention, causal
@@ -175,7 +176,9 @@ def test_memory_is_what_the_tensors_take() -> None:
     assert memory.weights == sum(p.nbytes for p in model.parameters())
     cache = model.cache(B, n)
     assert memory.cache == sum(c.keys.nbytes + c.values.nbytes for c in cache.layers)
-    assert memory.scores == model.trace(zeros(B, n)).attention[0].nbytes
+    with watch(model, read=["blocks.0.attention.weights"]) as seen:
+        model(zeros(B, n))
+    assert memory.scores == seen["blocks.0.attention.weights"].nbytes
     optimizer = torch.optim.Adam(model.parameters())
     model(zeros(B, n)).sum().backward()
     optimizer.step()
@@ -626,9 +629,12 @@ def test_the_real_models_have_a_sink_at_the_first_token(real: TextDecoder) -> No
     ids = torch.tensor([[0, *real.tokenizer.encode(text).ids]])
     encoder = minilm()
     words = torch.tensor([encoder.tokenizer.encode(text).ids])
-    with torch.no_grad():
-        late = torch.stack(real.model.trace(ids).attention[12:])
-        inner = torch.stack(encoder.model.trace(words).attention[1:5])
+    maps = []
+    for model, tokens in ((real.model, ids), (encoder.model, words)):
+        with torch.no_grad(), watch(model, read=["*.weights"]) as seen:
+            model(tokens)
+        maps.append(torch.stack([*seen.values()]))
+    late, inner = maps[0][12:], maps[1][1:5]
     # Many times what uniform attention would give, 1/n = 0.05.
     assert cost.sink_mass(late).mean() > 0.4
     assert cost.sink_mass(inner).mean() > 0.25

@@ -16,6 +16,7 @@ from transformers.models.bert.modeling_bert import BertAttention
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
 from companion import verify
+from companion.core import watch
 from companion.transformer.attention import causal, documents, padding, prefix, sliding_window
 from companion.transformer.multi_head import (
     MultiHeadAttention,
@@ -57,6 +58,13 @@ def layer(g: torch.Generator, dim: int = D, *, bias: bool = True, **sizes: Any) 
         for parameter in made.parameters():
             parameter.copy_(draw(*parameter.shape, g=g) / parameter.shape[-1] ** 0.5)
     return made
+
+
+def attend(mha: MultiHeadAttention, *inputs: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """The output of a layer and its attention weights."""
+    with watch(mha, read=["weights"]) as seen:
+        y = mha(*inputs, **options)
+    return y, seen["weights"]
 
 
 def biases(mha: MultiHeadAttention) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +109,7 @@ def test_the_layer_is_the_sum_over_heads_of_the_definition(
     allowed = torch.ones(N, N, dtype=torch.bool) if mask is None else mask.dense(N, N)[0, 0]
     expected = by_loops(mha, x, x, allowed)
     torch.testing.assert_close(mha(x, mask=mask), expected, **EXACT)
-    torch.testing.assert_close(mha.attend(x, mask=mask)[0], expected, **EXACT)
+    torch.testing.assert_close(attend(mha, x, mask=mask)[0], expected, **EXACT)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -111,7 +119,7 @@ def test_cross_attention_reads_the_context(g: torch.Generator, sizes: dict[str, 
     allowed[2] = False  # a query that may read nothing
     expected = by_loops(mha, x, context, allowed)
     torch.testing.assert_close(mha(x, context, mask=allowed), expected, **EXACT)
-    y, A = mha.attend(x, context, mask=allowed)
+    y, A = attend(mha, x, context, mask=allowed)
     torch.testing.assert_close(y, expected, **EXACT)
     assert tuple(A.shape) == (B, mha.heads, N, M)
     torch.testing.assert_close(mha(x, x), mha(x), **EXACT)
@@ -122,7 +130,7 @@ def test_heads_are_sums_of_circuits(g: torch.Generator) -> None:
     A = torch.softmax(x[:, None] @ query_key_circuit(mha) @ x[:, None].mT * mha.scale, -1)
     summed = (A @ x[:, None] @ output_value_circuit(mha)).sum(1)
     torch.testing.assert_close(mha(x), summed, **EXACT)
-    torch.testing.assert_close(mha.attend(x)[1], A, **EXACT)
+    torch.testing.assert_close(attend(mha, x)[1], A, **EXACT)
 
 
 def test_circuits_have_at_most_the_rank_of_a_head(g: torch.Generator) -> None:
@@ -233,7 +241,7 @@ def test_the_layer_is_pytorchs_in_outputs_weights_and_gradients(g: torch.Generat
     real[1, 3:] = False
     mask = padding(real).dense(N, N) & (allowed | ~real[:, None, None])
     mask = mask | (allowed & torch.eye(N, dtype=torch.bool))[None, None]
-    ours, A = mha.attend(x, mask=mask)
+    ours, A = attend(mha, x, mask=mask)
     # PyTorch's polarity is the opposite: True forbids.
     forbidden = ~mask.expand(B, H, N, N).reshape(B * H, N, N)
     expected, weights = theirs(x2, x2, x2, attn_mask=forbidden, average_attn_weights=False)
@@ -287,7 +295,7 @@ def test_the_layer_is_bert_s_inside_its_residual_and_norm(g: torch.Generator) ->
         ~real[:, None, None], torch.finfo(torch.float64).min
     )
     expected, weights = theirs(x, attention_mask=added)
-    y, A = mha.attend(x, mask=padding(real))
+    y, A = attend(mha, x, mask=padding(real))
     torch.testing.assert_close(theirs.output.LayerNorm(x + y), expected, **EXACT)
     torch.testing.assert_close(A, weights, **EXACT)
 
@@ -397,7 +405,7 @@ def test_a_bias_is_added_to_the_scaled_scores(g: torch.Generator) -> None:
     A = torch.softmax(Q @ K_.mT * mha.scale + bias, -1)
     expected = mha.out((A @ V_).transpose(1, 2).flatten(2))
     torch.testing.assert_close(mha(x, bias=bias), expected, **EXACT)
-    torch.testing.assert_close(mha.attend(x, bias=bias)[1], A, **EXACT)
+    torch.testing.assert_close(attend(mha, x, bias=bias)[1], A, **EXACT)
 
 
 def test_relative_positions_are_added_before_the_scaling(g: torch.Generator) -> None:
@@ -423,7 +431,7 @@ def test_another_scale_is_a_temperature(g: torch.Generator) -> None:
     torch.testing.assert_close(other(x), mha(x), **EXACT)
 
 
-# --- gates and kept heads -------------------------------------------------------------------
+# --- kept heads -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -438,9 +446,11 @@ def test_kept_heads_compute_what_gates_of_zero_compute(
     mha.qkv.weight.requires_grad_(False)
     mha.eval()
     smaller = mha.keep_heads(keep)
-    mha.gates = torch.zeros(H, dtype=torch.float64)
-    mha.gates[keep] = 1
-    torch.testing.assert_close(smaller(x, mask=causal()), mha(x, mask=causal()), **EXACT)
+    gates = torch.zeros(H, dtype=torch.float64)
+    gates[keep] = 1
+    with watch(mha, replace={"heads": lambda Z: Z * gates[:, None, None]}):
+        expected = mha(x, mask=causal())
+    torch.testing.assert_close(smaller(x, mask=causal()), expected, **EXACT)
     assert smaller.heads == len(keep)
     assert not smaller.training
     assert not smaller.qkv.weight.requires_grad
@@ -458,14 +468,12 @@ def test_making_a_smaller_layer_draws_no_random_numbers(g: torch.Generator) -> N
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_gates_scale_the_heads(g: torch.Generator) -> None:
+def test_what_replaces_the_heads_is_mixed_by_the_output_map(g: torch.Generator) -> None:
     mha, x, gates = layer(g, bias=False, heads=H), draw(B, N, D, g=g), draw(H, g=g)
     each = torch.stack([mha.keep_heads([i])(x) for i in range(H)])
-    mha.gates = gates
-    torch.testing.assert_close(mha(x), torch.einsum("h,hbnd->bnd", gates, each), **EXACT)
-    torch.testing.assert_close(mha.attend(x)[0], mha(x), **EXACT)
-    kept = mha.keep_heads([3, 1])
-    torch.testing.assert_close(kept(x), gates[3] * each[3] + gates[1] * each[1], **EXACT)
+    with watch(mha, replace={"heads": lambda Z: Z * gates[:, None, None]}):
+        torch.testing.assert_close(mha(x), torch.einsum("h,hbnd->bnd", gates, each), **EXACT)
+        torch.testing.assert_close(attend(mha, x)[0], mha(x), **EXACT)
 
 
 # --- errors, purity, devices, precision -----------------------------------------------------
@@ -473,7 +481,7 @@ def test_gates_scale_the_heads(g: torch.Generator) -> None:
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
     for arguments, message in (
-        ({"dim": 12, "heads": 5}, "heads must divide dim, got 5 and 12"),
+        ({"dim": 12, "heads": 5}, "heads must divide dim, got 5 heads and dim 12"),
         ({"dim": 12, "heads": 6, "kv_heads": 4}, "kv_heads must divide heads, got 4 and 6"),
         ({"dim": 12, "heads": 0}, "heads must be 1 or more, got 0"),
         ({"dim": 12, "heads": 6, "kv_heads": 0}, "kv_heads must be 1 or more, got 0"),
@@ -496,9 +504,6 @@ def test_inputs_that_do_not_fit_are_refused_by_name(g: torch.Generator) -> None:
         mha(x, mask=torch.ones(N, N))
     with pytest.raises(ValueError, match="a rotation places queries and keys in one sequence"):
         mha(x, x, rotation=lambda t: t)
-    mha.gates = torch.ones(5)
-    with pytest.raises(ValueError, match=r"gates must have shape \(6,\), got \(5,\)"):
-        mha(x)
     shaw = layer(g, heads=H, relative=ShawRelative(2, 3, dtype=torch.float64))
     with pytest.raises(ValueError, match="relative places queries and keys in one sequence"):
         shaw(x, x)
@@ -525,7 +530,7 @@ def test_inputs_are_left_as_they_are(g: torch.Generator) -> None:
     bias, mask = draw(H, N, M, g=g), draw(N, M, g=g) > 0
     before = [t.clone() for t in (x, context, bias, mask, *mha.parameters())]
     mha(x, context, mask=mask, bias=bias)
-    mha.attend(x, context, mask=mask, bias=bias)
+    attend(mha, x, context, mask=mask, bias=bias)
     mha.keep_heads([2, 3])
     for old, new in zip(before, (x, context, bias, mask, *mha.parameters()), strict=True):
         assert torch.equal(old, new)
@@ -541,7 +546,7 @@ def test_the_layer_runs_without_data_on_meta(sizes: dict[str, int]) -> None:
         mha(x, mask=causal()),
         mha(x, mask=padding(real) & causal()),
         mha(x, context),
-        mha.attend(x)[0],
+        attend(mha, x)[0],
         mha.keep_heads(range(mha.heads))(x),
     ):
         assert y.device.type == "meta"
@@ -556,7 +561,6 @@ def test_half_precision_and_autocast_stay_close(g: torch.Generator, dtype: torch
     expected = mha(x, mask=causal())
     single = MultiHeadAttention(D, H, kv_heads=G, bias=True, dtype=torch.float32)
     single.load_state_dict(mha.state_dict())
-    single.gates = torch.ones(H)
     with torch.autocast("cpu", dtype=dtype):
         y = single(x.float(), mask=causal())
     # Some ten roundings of relative size eps, on numbers of order 1.
@@ -585,7 +589,7 @@ def test_the_layer_agrees_with_itself_on_every_device(
 @pytest.mark.parametrize("heads", [1, 3, 6])
 def test_operations_do_not_depend_on_the_number_of_heads(heads: int) -> None:
     mha, x = MultiHeadAttention(D, heads), torch.ones(1, N, D)
-    assert verify.count_flops(mha.attend, x) == 8 * N * D * D + 4 * N * N * D
+    assert verify.count_flops(lambda t: attend(mha, t), x) == 8 * N * D * D + 4 * N * N * D
 
 
 def test_the_fused_path_keeps_no_matrix_of_weights() -> None:

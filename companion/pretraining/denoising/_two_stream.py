@@ -1,14 +1,16 @@
 """XLNet: attention in two streams, so that a token can be predicted in any order."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-from companion.core import check_ids, check_shape
+from companion.core import HasSites, check_ids, check_shape
 from companion.foundations.cross_entropy import linear_cross_entropy
-from companion.transformer.attention import Mask, attention
+from companion.transformer.attention import Mask
 from companion.transformer.block import FeedForward, LayerNorm, NoPositions, TransformerConfig
-from companion.transformer.multi_head import MultiHeadAttention
+from companion.transformer.multi_head import MultiHeadAttention, attention_at_sites
 from companion.transformer.positions import (
     TransformerXLBias,
     relative_shift,
@@ -20,7 +22,7 @@ __all__ = ["TwoStream", "TwoStreamAttention", "TwoStreamBlock"]
 Allowed = Mask | Bool[Tensor, "batch n n"]
 
 
-class TwoStreamAttention(nn.Module):
+class TwoStreamAttention(HasSites):
     r"""Attention of Transformer-XL with two kinds of queries and one kind of keys.
 
     With :math:`q` the query of either stream, :math:`k_j, v_j` from the content :math:`h_j`, and
@@ -37,6 +39,10 @@ class TwoStreamAttention(nn.Module):
         relative: The map :math:`W^R` and the biases :math:`u, v`.
         segment_bias: :math:`w`, (heads, head_dim); ``None`` in a model without segments.
         segment_keys: The two vectors :math:`e`, (2, heads, head_dim).
+        sites: ``scores``, ``weights`` and ``heads`` of the content stream, as in
+            :class:`companion.transformer.multi_head.MultiHeadAttention`, and ``query_scores``,
+            ``query_weights`` and ``query_heads`` of the query stream. Queries, keys and values of
+            the content are sites of ``projections``.
 
     References:
         Z. Yang et al., "XLNet", arXiv:1906.08237, sections 2.3, 2.4 and 2.5, appendix A.2.
@@ -44,12 +50,16 @@ class TwoStreamAttention(nn.Module):
     Book: :doc:`/book/pretraining/denoising`
     """
 
+    sites = ("scores", "weights", "heads", "query_scores", "query_weights", "query_heads")
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
+        self.dropout = config.attention_dropout
         heads, width = config.heads, config.head_width
         self.projections = MultiHeadAttention(
             config.dim, heads, head_dim=width, bias=config.attention_bias
         )
+        self.projections.sites = ("queries", "keys", "values")  # the rest is computed here
         self.relative = TransformerXLBias(heads, width, dim=config.dim)
         self.segment_bias: nn.Parameter | None = None
         self.segment_keys: nn.Parameter | None = None
@@ -106,15 +116,37 @@ class TwoStreamAttention(nn.Module):
                 added = added + torch.where(apart, other, same)
             return added * own.scale
 
-        read = attention(Q, K, V, mask=content_mask, bias=bias(Q, None), scale=own.scale)
+        dropout = self.dropout if self.training else 0.0
+        read = attention_at_sites(
+            self,
+            Q,
+            K,
+            V,
+            mask=content_mask,
+            bias=bias(Q, None),
+            scale=own.scale,
+            dropout=dropout,
+        )
+        read = own._mix(self.site("heads", read))
         if query is None or predict is None:
-            return own._mix(read), None
+            return read, None
         rows = own.heads * own.head_dim
         added = None if own.qkv.bias is None else own.qkv.bias[:rows]
         G = nn.functional.linear(query, own.qkv.weight[:rows], added)
         G = G.view(batch, -1, own.heads, own.head_dim).transpose(1, 2)
-        asked = attention(G, K, V, mask=query_mask, bias=bias(G, predict), scale=own.scale)
-        return own._mix(read), own._mix(asked)
+        asked = attention_at_sites(
+            self,
+            G,
+            K,
+            V,
+            mask=query_mask,
+            bias=bias(G, predict),
+            scale=own.scale,
+            dropout=dropout,
+            scores="query_scores",
+            weights="query_weights",
+        )
+        return read, own._mix(self.site("query_heads", asked))
 
     @property
     def _w(self) -> Tensor:
@@ -122,7 +154,7 @@ class TwoStreamAttention(nn.Module):
         return self.segment_bias[:, None]
 
 
-class TwoStreamBlock(nn.Module):
+class TwoStreamBlock(HasSites):
     r"""One layer of XLNet: both streams pass through the same weights.
 
     .. math:: h \leftarrow \mathrm{FF}(\mathrm{norm}(h + \mathrm{Attn}(h, h))), \qquad
@@ -133,11 +165,16 @@ class TwoStreamBlock(nn.Module):
     Args:
         config: The description.
 
+    Attributes:
+        sites: The ``stream`` of contents and the ``query_stream``, after the block.
+
     References:
         Z. Yang et al., "XLNet", arXiv:1906.08237, appendix A.2.
 
     Book: :doc:`/book/pretraining/denoising`
     """
+
+    sites = ("stream", "query_stream")
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -177,12 +214,13 @@ class TwoStreamBlock(nn.Module):
             out: Tensor = self.feed_forward_norm(x + y)
             return out
 
+        stream = self.site("stream", rest(content, read))
         if query is None or asked is None:
-            return rest(content, read), None
-        return rest(content, read), rest(query, asked)
+            return stream, None
+        return stream, self.site("query_stream", rest(query, asked))
 
 
-class TwoStream(nn.Module):
+class TwoStream(HasSites):
     r"""XLNet: a language model for every factorization order at once.
 
     .. math:: \max_\theta \; \mathbb E_{z} \sum_t \log P_\theta(x_{z_t} \mid x_{z_{<t}})
@@ -198,7 +236,9 @@ class TwoStream(nn.Module):
 
     Attributes:
         mask: The vector with which every query starts.
-        head: The output layer, whose weight is the table of tokens, with a bias.
+        head: The output layer, whose weight is the table of tokens unless the description says
+            that it is not tied, with a bias.
+        sites: ``embedded``, what the first block reads, and ``logits``; with those of the blocks.
 
     Raises:
         ValueError: If the description has positions, pre-norm, RMSNorm, or a gate.
@@ -226,6 +266,8 @@ class TwoStream(nn.Module):
         torch.Size([1, 3, 7])
     """
 
+    sites = ("embedded", "logits")
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         if not isinstance(config.positions, NoPositions):
@@ -243,7 +285,15 @@ class TwoStream(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(TwoStreamBlock(config) for _ in range(config.layers))
         self.head = nn.Linear(config.dim, config.vocab)
-        self.head.weight = self.tokens.weight
+        if config.tied:
+            self.head.weight = self.tokens.weight
+
+    def untie(self) -> None:
+        """Give the output layer a copy of the table of tokens; ``config.tied`` becomes False."""
+        if self.config.tied:
+            weight = self.head.weight
+            self.head.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+            self.config = replace(self.config, tied=False)
 
     def hidden(
         self,
@@ -274,7 +324,7 @@ class TwoStream(nn.Module):
         Raises:
             ValueError: If shapes do not fit or an id is out of range.
         """
-        x = self._start(ids, embeddings)
+        x = self.site("embedded", self._start(ids, embeddings))
         device, (batch, n) = x.device, x.shape[:2]
         if n > self.config.context:
             raise ValueError(f"{n} tokens are more than the context of {self.config.context}")
@@ -316,8 +366,7 @@ class TwoStream(nn.Module):
     ) -> Float[Tensor, "batch k vocab"]:
         """Compute logits, not normalized; arguments as in :meth:`hidden`."""
         hidden = self.hidden(ids, predict, allowed=allowed, real=real, segments=segments)
-        logits: Tensor = self.head(hidden)
-        return logits
+        return self.site("logits", self.head(hidden))
 
     def loss(
         self,

@@ -1,12 +1,12 @@
 """One stack for every objective: what differs is the batch, that is ids, mask and labels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from companion.core import check_in_range
+from companion.core import HasSites, check_in_range
 from companion.foundations.cross_entropy import linear_cross_entropy
 from companion.pretraining.denoising._masks import right_to_left
 from companion.pretraining.denoising._tokens import (
@@ -20,7 +20,7 @@ from companion.pretraining.denoising._tokens import (
     target_labels,
 )
 from companion.transformer.attention import Mask, causal, everything, prefix
-from companion.transformer.block import Encoder, EncoderDecoder, TransformerConfig
+from companion.transformer.block import Encoder, EncoderDecoder, PartFactory, TransformerConfig
 
 __all__ = [
     "Batch",
@@ -57,15 +57,22 @@ class Batch:
     segments: Tensor | None = None
 
 
-class UnifiedLM(nn.Module):
+class UnifiedLM(HasSites):
     r"""An encoder with an output layer, which every mask turns into another language model.
 
-    The output layer is the table of tokens. UniLM, prefix language models and GLM are this model
-    under other masks; so is BERT, without its transform before the output layer.
+    The output layer is the table of tokens, unless the description says that it is not tied.
+    UniLM, prefix language models and GLM are this model under other masks; so is BERT, without its
+    transform before the output layer.
 
     Args:
         config: The description. Parameters are drawn as PyTorch's modules draw them; see
             :func:`companion.transformer.block.initialize_`.
+        attention: Makes the self-attention of each layer, as for
+            :class:`companion.transformer.block.Block`.
+        feed_forward: Makes the feed-forward layer of each, likewise.
+
+    Attributes:
+        sites: ``logits``, for :func:`companion.core.watch`, besides those of the encoder.
 
     References:
         L. Dong et al., "UniLM", arXiv:1905.03197, section 2.
@@ -80,12 +87,28 @@ class UnifiedLM(nn.Module):
         torch.Size([1, 3, 7])
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    sites = ("logits",)
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        attention: PartFactory | None = None,
+        feed_forward: PartFactory | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, attention=attention, feed_forward=feed_forward)
         self.head = nn.Linear(config.dim, config.vocab, bias=False)
-        self.head.weight = self.encoder.tokens.weight
+        if config.tied:
+            self.head.weight = self.encoder.tokens.weight
+
+    def untie(self) -> None:
+        """Give the output layer a copy of the table of tokens; ``config.tied`` becomes False."""
+        if self.config.tied:
+            weight = self.head.weight
+            self.head.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+            self.config = replace(self.config, tied=False)
 
     def hidden(self, batch: Batch) -> Float[Tensor, "batch k dim"]:
         """Compute what the output layer reads, at the places that are to be predicted."""
@@ -102,8 +125,7 @@ class UnifiedLM(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, "batch k vocab"]:
         """Compute logits, not normalized, at the places that are to be predicted."""
-        logits: Tensor = self.head(self.hidden(batch))
-        return logits
+        return self.site("logits", self.head(self.hidden(batch)))
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean cross-entropy of the labels in nats a token."""

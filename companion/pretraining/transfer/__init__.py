@@ -14,7 +14,7 @@ that they do not add.
 Book: :doc:`/book/pretraining/transfer`.
 """
 
-from companion.pretraining.transfer._adapter import Adapter, add_adapters
+from companion.pretraining.transfer._adapter import AdaptedLinear, Adapter, add_adapters
 from companion.pretraining.transfer._classifier import Classifier
 from companion.pretraining.transfer._forgetting import ewc_penalty, fisher_diagonal
 from companion.pretraining.transfer._freezing import (
@@ -50,6 +50,7 @@ from companion.pretraining.transfer._representations import (
 from companion.pretraining.transfer._senses import Occurrence, senses_by_translation, tell_senses
 
 __all__ = [
+    "AdaptedLinear",
     "Adapter",
     "Classifier",
     "LoRALinear",

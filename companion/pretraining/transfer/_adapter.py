@@ -4,12 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.core import check_count, randn
+from companion.core import LinearLike, LinearPlace, check_count, randn, replace_linears
 from companion.pretraining.transfer._freezing import freeze
-from companion.transformer.block import Block
 from companion.transformer.block._feed_forward import ACTIVATIONS, Activation
 
-__all__ = ["Adapter", "add_adapters"]
+__all__ = ["AdaptedLinear", "Adapter", "add_adapters"]
 
 
 class Adapter(nn.Module):
@@ -77,6 +76,35 @@ class Adapter(nn.Module):
         out: Tensor = x + self.up(ACTIVATIONS[self.activation](self.down(x)))
         return out
 
+    def linear_maps(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Name no maps: :func:`companion.core.replace_linears` leaves an adapter as it is.
+
+        Returns:
+            Nothing.
+        """
+        return {}
+
+
+class AdaptedLinear(nn.Module):
+    """A linear layer, and the adapter that corrects what it returns.
+
+    Args:
+        base: The layer. It is kept, not copied.
+        adapter: The adapter.
+
+    Book: :doc:`/book/pretraining/transfer`
+    """
+
+    def __init__(self, base: nn.Module, adapter: Adapter) -> None:
+        super().__init__()
+        self.base = base
+        self.adapter = adapter
+
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """Apply the layer, then the adapter."""
+        out: Tensor = self.adapter(self.base(x))
+        return out
+
 
 def add_adapters(
     model: nn.Module,
@@ -87,8 +115,9 @@ def add_adapters(
 ) -> tuple[str, ...]:
     """Freeze a model and put an adapter behind attention and feed-forward layer of each block.
 
-    An adapter corrects what the layer adds to the residual stream, before it is added. The model
-    is changed in place.
+    An adapter corrects what the layer adds to the residual stream, before it is added: it stands
+    behind the last map of either, ``out`` or ``down``. Cross-attention has none. The model is
+    changed in place.
 
     Args:
         model: An encoder, decoder, or anything that has their blocks inside.
@@ -97,10 +126,11 @@ def add_adapters(
         activation: As there.
 
     Returns:
-        The names of the layers that got an adapter.
+        The names of the linear layers that got an adapter.
 
     Raises:
-        ValueError: If the model has no blocks, or has adapters already.
+        ValueError: If the model has no such layers, or has adapters already. Nothing is changed
+            then.
 
     References:
         Houlsby et al. 2019, arXiv:1902.00751, fig. 2. They train the layer norms as well; here
@@ -108,28 +138,25 @@ def add_adapters(
 
     Book: :doc:`/book/pretraining/transfer`
     """
-    blocks = [(path, m) for path, m in model.named_modules() if isinstance(m, Block)]
-    if not blocks:
-        raise ValueError("the model has no blocks that could have adapters")
+    check_count("width", width)
     if any(isinstance(module, Adapter) for module in model.modules()):
         raise ValueError("the model has adapters already")
+
+    def make(linear: nn.Linear | LinearLike, place: LinearPlace) -> AdaptedLinear:
+        like = linear.weight
+        adapter = Adapter(
+            like.shape[0],
+            width,
+            generator=generator,
+            activation=activation,
+            device=like.device,
+            dtype=like.dtype,
+        )
+        return AdaptedLinear(linear, adapter)
+
+    old = replace_linears(model, ["*attention*.out", "*feed_forward*.down"], make)
     freeze(model)
-    names: list[str] = []
-    for path, block in blocks:
-        like = block.attention.qkv.weight
-        made = [
-            Adapter(
-                block.attention.dim,
-                width,
-                generator=generator,
-                activation=activation,
-                device=like.device,
-                dtype=like.dtype,
-            )
-            for _ in range(2)
-        ]
-        attention: nn.Module = block.attention
-        attention.out = nn.Sequential(block.attention.out, made[0])
-        block.feed_forward = nn.Sequential(block.feed_forward, made[1])
-        names += [f"{path}.attention.out", f"{path}.feed_forward"]
-    return tuple(name.removeprefix(".") for name in names)
+    for module in model.modules():
+        if isinstance(module, Adapter):
+            module.requires_grad_(True)
+    return tuple(old)

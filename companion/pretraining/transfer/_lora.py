@@ -6,25 +6,29 @@ Inside :class:`torch.nn.Linear` a weight is the transpose of the book's :math:`W
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.core import check_count, check_in_range, rand
+from companion.core import (
+    LinearLike,
+    LinearPlace,
+    check_count,
+    check_in_range,
+    rand,
+    replace_linears,
+    restore_linears,
+)
 from companion.pretraining.transfer._freezing import freeze
-from companion.transformer.block import FeedForward, GatedFeedForward
-from companion.transformer.multi_head import MultiHeadAttention
 
 __all__ = ["LoRALinear", "add_lora", "merge_lora", "remove_lora", "unmerge_lora"]
 
-# Names that add_lora accepts.
-TARGETS: tuple[str, ...] = ("query", "key", "value", "out", "gate", "up", "down", "head")
 
-
-class LoRALinear(nn.Module):
+class LoRALinear(LinearLike):
     r"""A frozen linear layer plus a trained change of low rank.
 
     .. math:: Y = X W_0 + \frac{\alpha}{r}\,(X A)\,B + b
@@ -35,7 +39,8 @@ class LoRALinear(nn.Module):
     it may then touch the queries and the values alone.
 
     Args:
-        base: The layer. It is kept, not copied, and its parameters are frozen.
+        base: The layer, or what acts like one (:class:`companion.core.LinearLike`). It is kept,
+            not copied, and its parameters are frozen.
         rank: :math:`r`, 1 or more, the same for each block.
         alpha: :math:`\alpha > 0`.
         generator: Draws :math:`A`, uniform on :math:`\pm 1/\sqrt{d_{in}}`.
@@ -47,7 +52,9 @@ class LoRALinear(nn.Module):
     Attributes:
         A: The first factors side by side, shape (d_in, blocks * rank).
         B: A list with the second factor of each block, shape (rank, outputs of the block).
-        merged: Whether the change is part of the base's weight at present.
+        merged: Whether the change is part of the base's weight at present. It belongs to the
+            ``state_dict``, as a tensor: a layer that loads the state of another one computes what
+            that one computes, whether either is merged or not.
 
     Raises:
         ValueError: If the base is no linear layer, a number is out of range, or blocks overlap.
@@ -74,7 +81,7 @@ class LoRALinear(nn.Module):
 
     def __init__(
         self,
-        base: nn.Linear,
+        base: nn.Linear | LinearLike,
         *,
         rank: int,
         alpha: float,
@@ -84,7 +91,7 @@ class LoRALinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(base, nn.Linear):
+        if not isinstance(base, nn.Linear | LinearLike):
             raise ValueError(f"LoRA changes a linear layer, got {type(base).__name__}")
         check_count("rank", rank)
         check_in_range("alpha", alpha, low=0.0, open_low=True, open_high=True)
@@ -152,13 +159,13 @@ class LoRALinear(nn.Module):
         return torch.cat(pieces, 1)
 
     @property
-    def weight(self) -> Float[Tensor, "d_out d_in"]:
+    def weight(self) -> Float[Tensor, "d_out d_in"]:  # type: ignore[override]
         """The weight that the layer acts with, laid out as that of ``nn.Linear``."""
         held = self.base.weight
         return held if self.merged else _shifted(held, self.change().T)
 
     @property
-    def bias(self) -> Tensor | None:
+    def bias(self) -> Tensor | None:  # type: ignore[override]
         """The base's bias."""
         return self.base.bias
 
@@ -170,10 +177,15 @@ class LoRALinear(nn.Module):
         becomes a new tensor: one that is tied to it elsewhere stays as it is.
 
         Raises:
-            ValueError: If it is merged already.
+            ValueError: If it is merged already, or the base is no ``nn.Linear``.
         """
         if self.merged:
             raise ValueError("the change is merged already: unmerge it first")
+        if not isinstance(self.base, nn.Linear):
+            raise ValueError(
+                f"a change cannot become part of a {type(self.base).__name__}: "
+                "put nn.Linear layers back first"
+            )
         self._add(1.0)
         self.merged = True
 
@@ -193,6 +205,35 @@ class LoRALinear(nn.Module):
         held = self.base.weight
         made = _shifted(held, sign * self.change().T)
         self.base.weight = nn.Parameter(made, requires_grad=held.requires_grad)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}merged"] = torch.tensor(self.merged, device=self.A.device)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        name = f"{prefix}merged"
+        # Taken out before the module looks at what belongs to it, and put back for other modules.
+        merged = state_dict.pop(name, None)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if merged is None:
+            missing_keys.append(name)
+            return
+        state_dict[name] = merged
+        # The weight that belongs to it is loaded next, by the base.
+        self.merged = bool(merged)
 
 
 def _shifted(weight: Tensor, change: Tensor) -> Tensor:
@@ -216,11 +257,14 @@ def add_lora(
     ``query``, ``key`` and ``value`` are blocks of the fused map of
     :class:`~companion.transformer.multi_head.MultiHeadAttention`, ``out`` is its last map;
     ``up``, ``down`` and, where there is one, ``gate`` are those of the feed-forward layer;
-    ``head`` is the output layer of a decoder. Cross-attention counts as attention.
+    ``head`` is the output layer of a decoder. Cross-attention counts as attention. See
+    :func:`companion.core.replace_linears` for more names, and for what happens to a head that is
+    tied: it gets a copy of the table, and ``config.tied`` of the model becomes False.
 
     Args:
         model: An encoder, decoder, or anything that has their layers inside.
-        targets: Which maps, by these names.
+        targets: Which maps, by these names, or by paths such as ``"blocks.3.attention.query"``, in
+            which a ``*`` stands for any characters.
         rank: As in :class:`LoRALinear`, for each map.
         alpha: As there.
         generator: As there; the layers draw from it in order.
@@ -231,8 +275,8 @@ def add_lora(
         The names of the changed layers.
 
     Raises:
-        ValueError: If a target is unknown, named twice or missing in the model, or the model has
-            LoRA already. Nothing is changed then.
+        ValueError: If a target is named twice or missing in the model, the model has LoRA
+            already, or a number is out of range. Nothing is changed then.
 
     Book: :doc:`/book/pretraining/transfer`
 
@@ -243,69 +287,41 @@ def add_lora(
         >>> add_lora(Decoder(config), targets=["query", "value"], rank=2, alpha=4.0, generator=g)
         ('blocks.0.attention.qkv', 'blocks.1.attention.qkv')
     """
-    wanted = list(targets)
-    if isinstance(targets, str) or not wanted or set(wanted) - set(TARGETS):
-        raise ValueError(f"targets must be a list of {', '.join(TARGETS)}, got {targets!r}")
-    if len(set(wanted)) < len(wanted):
-        raise ValueError(f"each target can be named once, got {wanted}")
+    if len(set(targets)) < len(targets):
+        raise ValueError(f"each target can be named once, got {list(targets)}")
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise ValueError("the model has LoRA already: remove it with remove_lora first")
-    found: set[str] = set()
-    places: list[tuple[str, nn.Module, str, list[tuple[int, int]]]] = []
-    for path, module in model.named_modules():
-        for attribute, parts in _maps(module):
-            rows = [block for name, block in parts if name in wanted]
-            found.update(name for name, _ in parts)
-            if rows:
-                places.append((path, module, attribute, rows))
-    if missing := sorted(set(wanted) - found):
-        raise ValueError(
-            f"the model has no {', '.join(missing)}; it has {', '.join(sorted(found))}"
-        )
-    made = [
-        LoRALinear(
-            getattr(module, attribute),
+    check_count("rank", rank)
+    check_in_range("alpha", alpha, low=0.0, open_low=True, open_high=True)
+
+    def make(linear: nn.Linear | LinearLike, place: LinearPlace) -> LoRALinear:
+        return LoRALinear(
+            linear,
             rank=rank,
             alpha=alpha,
             generator=generator,
             rank_stabilized=rank_stabilized,
-            rows=rows,
+            rows=list(place.maps.values()),
             dtype=dtype,
         )
-        for _, module, attribute, rows in places
-    ]
+
+    old = replace_linears(model, targets, make)
     freeze(model)
-    for (_, module, attribute, _), layer in zip(places, made, strict=True):
-        setattr(module, attribute, layer)
-    return tuple(f"{path}.{name}" if path else name for path, _, name, _ in places)
+    for layer in _layers(model).values():
+        layer.A.requires_grad_(True)
+        layer.B.requires_grad_(True)
+    return tuple(old)
 
 
-def _maps(module: nn.Module) -> list[tuple[str, list[tuple[str, tuple[int, int]]]]]:
-    """The linear maps that a module holds itself, with the named blocks of their outputs."""
-    if isinstance(module, MultiHeadAttention):
-        queries = module.heads * module.head_dim
-        keys = queries + module.kv_heads * module.head_dim
-        values = keys + module.kv_heads * module.value_dim
-        blocks = [("query", (0, queries)), ("key", (queries, keys)), ("value", (keys, values))]
-        return [("qkv", blocks), ("out", [("out", (0, module.dim))])]
-    if isinstance(module, GatedFeedForward):
-        width, dim = module.down.weight.shape[1], module.down.weight.shape[0]
-        gate_up = [("gate", (0, width)), ("up", (width, 2 * width))]
-        return [("gate_up", gate_up), ("down", [("down", (0, dim))])]
-    if isinstance(module, FeedForward):
-        dim, width = module.down.weight.shape
-        return [("up", [("up", (0, width))]), ("down", [("down", (0, dim))])]
-    head = getattr(module, "head", None)
-    if isinstance(head, nn.Linear):
-        return [("head", [("head", (0, head.weight.shape[0]))])]
-    return []
-
-
-def _layers(model: nn.Module) -> Iterator[LoRALinear]:
-    layers = [module for module in model.modules() if isinstance(module, LoRALinear)]
+def _layers(model: nn.Module) -> dict[str, LoRALinear]:
+    layers = {
+        path: module
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, LoRALinear)
+    }
     if not layers:
         raise ValueError("the model has no LoRA: add it with add_lora")
-    yield from layers
+    return layers
 
 
 def merge_lora(model: nn.Module) -> None:
@@ -319,7 +335,7 @@ def merge_lora(model: nn.Module) -> None:
 
     Book: :doc:`/book/pretraining/transfer`
     """
-    for layer in _layers(model):
+    for layer in dict.fromkeys(_layers(model).values()):  # once each, wherever it stands
         layer.merge()
 
 
@@ -337,7 +353,7 @@ def unmerge_lora(model: nn.Module) -> None:
 
     Book: :doc:`/book/pretraining/transfer`
     """
-    for layer in _layers(model):
+    for layer in dict.fromkeys(_layers(model).values()):
         layer.unmerge()
 
 
@@ -346,15 +362,11 @@ def remove_lora(model: nn.Module) -> None:
 
     Args:
         model: A model with :class:`LoRALinear` layers; it is changed in place. Its parameters
-            stay frozen.
+            stay frozen, and a head that was untied stays so.
 
     Raises:
         ValueError: If there is no LoRA.
 
     Book: :doc:`/book/pretraining/transfer`
     """
-    list(_layers(model))  # refuses a model without
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, LoRALinear):
-                setattr(module, name, child.base)
+    restore_linears(model, {path: layer.base for path, layer in _layers(model).items()})

@@ -1,9 +1,11 @@
 r"""Attention as it is defined: all scores, all weights, nothing fused."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from companion.foundations.regularization import dropout as dropped
 from companion.transformer.attention._inputs import (
     cast,
     check_inputs,
@@ -84,6 +86,8 @@ def dense_attention(
     mask: Mask | Bool[Tensor, "*#mask"] | None = None,
     bias: Float[Tensor, "*#bias"] | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, "*batch n value"], Float[Tensor, "*batch n m"]]:
     r"""Return the outputs of attention and its weights: the plain definition.
 
@@ -99,10 +103,14 @@ def dense_attention(
         mask: Which query may read which key.
         bias: Added to the scaled scores.
         scale: Factor of the scores. ``None`` is :math:`1/\sqrt{d_k}`.
+        dropout: Share of the weights that are set to 0 on the way to :math:`O`, as in
+            :func:`companion.transformer.attention.attention`.
+        generator: Where they are drawn from; by default the default generator of the device.
 
     Returns:
-        The outputs :math:`O`, of width :math:`d_v`, and the weights :math:`A`, in the dtype of
-        ``Q``. Where nothing may be read both are 0, and so are their gradients.
+        The outputs :math:`O`, of width :math:`d_v`, and the weights :math:`A` before any are
+        dropped, in the dtype of ``Q``. Where nothing may be read both are 0, and so are their
+        gradients.
 
     Raises:
         ValueError: If shapes or dtypes do not fit.
@@ -125,8 +133,15 @@ def dense_attention(
     with full_precision(Q):
         q, k, v = (lift(t).to(high) for t in (Q, K, V))
         A = dense_weights(q, k, allowed, B, default_scale(Q, scale))
-        O = A @ each_head(v, q.shape[1])  # noqa: E741
+        O = drop_weights(A, dropout, generator) @ each_head(v, q.shape[1])  # noqa: E741
     return drop(O.to(Q.dtype), Q.ndim), drop(A.to(Q.dtype), Q.ndim)
+
+
+def drop_weights(A: Tensor, p: float, generator: torch.Generator | None) -> Tensor:
+    """Set a share of the weights to 0 and scale up the others, so that each keeps its mean."""
+    if p == 0:
+        return A
+    return F.dropout(A, p) if generator is None else dropped(A, p=p, generator=generator)
 
 
 def masked_scores(
@@ -146,6 +161,11 @@ def dense_weights(
     S = masked_scores(q, k, allowed, bias, scale)
     if allowed is None and bias is None:
         return torch.softmax(S, -1)
+    return softmax_or_zero(S)
+
+
+def softmax_or_zero(S: Tensor) -> Tensor:
+    """Return the softmax of rows of scores, and zeros for rows of which all are -inf."""
     # The softmax of a row of -inf is 0/0. Such a row is replaced before, so that no NaN can enter
     # its gradient either, and set to 0 after.
     nothing = torch.isneginf(S).all(-1, keepdim=True)

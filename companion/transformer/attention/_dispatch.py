@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from companion.core import check_in_range
 from companion.transformer.attention._dense import dense_attention
 from companion.transformer.attention._flex import flex
 from companion.transformer.attention._inputs import (
@@ -32,6 +33,8 @@ def attention(
     bias: Float[Tensor, "*#bias"] | None = None,
     scale: float | None = None,
     backend: Literal["auto", "sdpa", "flex", "tiled", "dense"] = "auto",
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "*batch n value"]:
     r"""Return the outputs of attention, by the fastest way that there is.
 
@@ -59,13 +62,19 @@ def attention(
             ``"tiled"`` is :func:`companion.transformer.attention.tiled_attention`, and
             ``"dense"`` is :func:`companion.transformer.attention.dense_attention`. ``"auto"``
             takes FlexAttention for a ``BlockMask``.
+        dropout: Share :math:`p` of the weights that are set to 0, each by itself; the others are
+            multiplied by :math:`1/(1-p)`, so that every weight keeps its mean. For training.
+        generator: Where the dropped weights are drawn from. Without it the kernels of PyTorch
+            draw from the default generator of the device; with it the weights are made in full,
+            as ``"dense"`` makes them.
 
     Returns:
         The outputs, in the dtype of ``Q``. A query that may read nothing has the output 0 and
         sends no gradient, on every backend.
 
     Raises:
-        ValueError: If shapes, dtypes, the mask or the backend do not fit.
+        ValueError: If shapes, dtypes, the mask or the backend do not fit, or the dropout does not
+            lie in [0, 1).
 
     Numerics:
         A plain causal mask over as many keys as queries, and a mask that allows everything, such
@@ -97,6 +106,8 @@ def attention(
                 [1., 1.]], dtype=torch.float64)
     """
     check_inputs(Q, K, V)
+    if dropout:
+        return _with_dropout(Q, K, V, mask, bias, scale, backend, dropout, generator)
     if isinstance(mask, BlockMask):
         if backend not in ("auto", "flex"):
             raise ValueError(f"a BlockMask is for backend='flex', got {backend!r}: pass a Mask")
@@ -114,6 +125,27 @@ def attention(
     return tiled_attention(Q, K, V, mask=mask, scale=scale)
 
 
+def _with_dropout(
+    Q: Tensor,
+    K: Tensor,
+    V: Tensor,
+    mask: Mask | BlockMask | Tensor | None,
+    bias: Tensor | None,
+    scale: float | None,
+    backend: str,
+    dropout: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    check_in_range("dropout", dropout, low=0.0, high=1.0, open_high=True)
+    if isinstance(mask, BlockMask) or backend in ("flex", "tiled"):
+        raise ValueError("FlexAttention and backend='tiled' drop no weights: use 'sdpa' or 'dense'")
+    if generator is None and backend != "dense":
+        return _sdpa(Q, K, V, mask, bias, scale, dropout)
+    return dense_attention(
+        Q, K, V, mask=mask, bias=bias, scale=scale, dropout=dropout, generator=generator
+    )[0]
+
+
 def _sdpa(
     Q: Tensor,
     K: Tensor,
@@ -121,6 +153,7 @@ def _sdpa(
     mask: Mask | Tensor | None,
     bias: Tensor | None,
     scale: float | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     axes, n = Q.ndim, Q.shape[-2]
     q, k, v = (Q, K, V) if axes == 4 else (lift(Q), lift(K), lift(V))
@@ -140,19 +173,26 @@ def _sdpa(
     heads, kv_heads = q.shape[1], k.shape[1]
     if heads == kv_heads:
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=addend, is_causal=is_causal, scale=scale
+            q, k, v, attn_mask=addend, dropout_p=dropout, is_causal=is_causal, scale=scale
         )
         return drop(out, axes)
     if n > 1:
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=addend, is_causal=is_causal, scale=scale, enable_gqa=True
+            q,
+            k,
+            v,
+            attn_mask=addend,
+            dropout_p=dropout,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=True,
         )
     # One query: the heads of a group become rows of one head, which reads its keys once.
     groups = (q.shape[0], kv_heads, heads // kv_heads)
     if addend is not None and addend.shape[1] > 1:
         addend = addend.reshape(addend.shape[0], *groups[1:], addend.shape[3])
     out = F.scaled_dot_product_attention(
-        q.reshape(*groups, q.shape[3]), k, v, attn_mask=addend, scale=scale
+        q.reshape(*groups, q.shape[3]), k, v, attn_mask=addend, dropout_p=dropout, scale=scale
     )
     return out.reshape(groups[0], heads, 1, v.shape[3])
 

@@ -6,7 +6,7 @@ A frozen :class:`TransformerConfig` describes an :class:`Encoder`, a :class:`Dec
 Book: :doc:`/book/transformer/block`.
 """
 
-from companion.transformer.block._block import Block
+from companion.transformer.block._block import Block, PartFactory
 from companion.transformer.block._config import (
     AlibiBias,
     Learned,
@@ -20,7 +20,7 @@ from companion.transformer.block._config import (
 )
 from companion.transformer.block._feed_forward import FeedForward, GatedFeedForward
 from companion.transformer.block._initialization import branch_outputs, initialize_
-from companion.transformer.block._model import Decoder, Encoder, EncoderDecoder, Trace
+from companion.transformer.block._model import Decoder, Encoder, EncoderDecoder
 from companion.transformer.block._norms import (
     LayerNorm,
     LayerNormFunction,
@@ -44,13 +44,13 @@ __all__ = [
     "LayerNormFunction",
     "Learned",
     "NoPositions",
+    "PartFactory",
     "RMSNorm",
     "RMSNormFunction",
     "Rope",
     "Shaw",
     "Sinusoidal",
     "T5Buckets",
-    "Trace",
     "TransformerConfig",
     "branch_outputs",
     "initialize_",

@@ -129,15 +129,19 @@ class TransformerConfig:
         segments: Kinds of segments with an embedding each (BERT has 2); none with 0.
         tied: Whether the output layer of a decoder is the table of token embeddings.
         dropout: Share of components that are dropped, in training, from the sum of the embeddings
-            and from the output of each layer before it is added. Attention weights are kept.
+            and from the output of each layer before it is added.
+        attention_dropout: Share of the attention weights that are dropped in training, before they
+            weigh the values; the others are scaled up to keep their means. BERT and GPT-2 were
+            trained with 0.1.
         attention_scale: Factor of the scores of attention; by default one over the root of the
             head's width. T5 has 1.
         logit_scale: Factor of the logits; 1 by default. T5 with a tied table has one over the
             root of ``dim``.
 
     Raises:
-        ValueError: If a size is smaller than 1, heads do not divide, a name is unknown, or
-            ``positions`` is not one of the descriptions above.
+        ValueError: If a size is smaller than 1, heads do not divide, a name is unknown,
+            ``positions`` is not one of the descriptions above, or rotary positions meet heads of
+            odd width.
 
     Book: :doc:`/book/transformer/block`
 
@@ -168,6 +172,7 @@ class TransformerConfig:
     segments: int = 0
     tied: bool = True
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     attention_scale: float | None = None
     logit_scale: float = 1.0
 
@@ -179,7 +184,8 @@ class TransformerConfig:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_in_range("norm_eps", self.norm_eps, low=0.0, open_high=True)
-        check_in_range("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
+        for name in ("dropout", "attention_dropout"):
+            check_in_range(name, getattr(self, name), low=0.0, high=1.0, open_high=True)
         for name in ("attention_scale", "logit_scale"):
             if getattr(self, name) is not None:
                 check_in_range(name, getattr(self, name), low=0.0, open_low=True, open_high=True)
@@ -191,8 +197,11 @@ class TransformerConfig:
         if self.heads % self.key_value_heads:
             raise ValueError(f"kv_heads must divide heads, got {self.kv_heads} and {self.heads}")
         if self.head_dim is None and self.dim % self.heads:
+            raise ValueError(f"heads must divide dim, got {self.heads} heads and dim {self.dim}")
+        if isinstance(self.positions, Rope) and self.head_width % 2:
             raise ValueError(
-                f"heads must divide dim, got {self.heads} and {self.dim}: give head_dim"
+                f"rotary positions turn pairs of components: a head of dim {self.dim} and "
+                f"{self.heads} heads has {self.head_width}, which is odd"
             )
         for name, value, known in (
             ("norm", self.norm, ("layer", "rms")),

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from companion.core import HasSites
+
 __all__ = ["ACTIVATIONS", "Activation", "FeedForward", "GatedFeedForward"]
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
@@ -26,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class FeedForward(nn.Module):
+class FeedForward(HasSites):
     r"""Widen, bend, narrow.
 
     .. math:: \mathrm{FFN}(x) = \phi(x W_1 + b_1) W_2 + b_2
@@ -43,6 +45,7 @@ class FeedForward(nn.Module):
     Attributes:
         up: ``nn.Linear`` with :math:`W_1^\top` and :math:`b_1`.
         down: ``nn.Linear`` with :math:`W_2^\top` and :math:`b_2`.
+        sites: ``hidden``, what the second matrix reads, for :func:`companion.core.watch`.
 
     Raises:
         ValueError: If a size is below 1 or the activation is unknown.
@@ -60,6 +63,8 @@ class FeedForward(nn.Module):
         >>> FeedForward(3, 12)(torch.zeros(2, 5, 3)).shape
         torch.Size([2, 5, 3])
     """
+
+    sites = ("hidden",)
 
     def __init__(
         self,
@@ -79,8 +84,18 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Apply the network to each row of ``x``."""
-        out: Tensor = self.down(ACTIVATIONS[self.activation](self.up(x)))
+        hidden = self.site("hidden", ACTIVATIONS[self.activation](self.up(x)))
+        out: Tensor = self.down(hidden)
         return out
+
+    def linear_maps(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Name the maps for :func:`companion.core.replace_linears`.
+
+        Returns:
+            For ``up`` and ``down``, the rows of each map.
+        """
+        dim, width = self.down.weight.shape
+        return {"up": {"up": (0, width)}, "down": {"down": (0, dim)}}
 
     @property
     def key_vectors(self) -> Float[Tensor, "ff_dim dim"]:
@@ -97,7 +112,7 @@ class FeedForward(nn.Module):
         return f"activation={self.activation!r}"
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(HasSites):
     r"""Feed-forward network whose hidden units are multiplied by a gate.
 
     .. math:: \mathrm{FFN}(x) = \left( \phi(x W_g) \odot x W_u \right) W_d
@@ -116,6 +131,7 @@ class GatedFeedForward(nn.Module):
         gate_up: ``nn.Linear`` to ``2 * ff_dim`` outputs: the rows of :math:`W_g^\top`, then those
             of :math:`W_u^\top`. One product in place of two.
         down: ``nn.Linear`` with :math:`W_d^\top`.
+        sites: ``hidden``, what :math:`W_d` reads, for :func:`companion.core.watch`.
 
     Raises:
         ValueError: If a size is below 1 or the activation is unknown.
@@ -133,6 +149,8 @@ class GatedFeedForward(nn.Module):
         >>> GatedFeedForward(3, 8)(torch.zeros(2, 5, 3)).shape
         torch.Size([2, 5, 3])
     """
+
+    sites = ("hidden",)
 
     def __init__(
         self,
@@ -153,8 +171,18 @@ class GatedFeedForward(nn.Module):
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Apply the network to each row of ``x``."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: Tensor = self.down(ACTIVATIONS[self.activation](gate) * up)
+        out: Tensor = self.down(self.site("hidden", ACTIVATIONS[self.activation](gate) * up))
         return out
+
+    def linear_maps(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Name the maps for :func:`companion.core.replace_linears`: two share one matrix.
+
+        Returns:
+            For ``gate_up`` and ``down``, the rows of each map.
+        """
+        dim, width = self.down.weight.shape
+        fused = {"gate": (0, width), "up": (width, 2 * width)}
+        return {"gate_up": fused, "down": {"down": (0, dim)}}
 
     def extra_repr(self) -> str:
         """Show the activation in ``repr``."""

@@ -1,15 +1,15 @@
 r"""Random weights for a Transformer: which size, and how much smaller on the residual branches."""
 
+from collections.abc import Iterator, Mapping
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from companion.core import check_in_range, randn
+from companion.core import HasLinears, check_in_range, randn
+from companion.core.linears import Rows
 from companion.foundations.backpropagation import weight_variance
-from companion.transformer.block._feed_forward import FeedForward, GatedFeedForward
 from companion.transformer.block._norms import LayerNorm, RMSNorm
-from companion.transformer.multi_head import MultiHeadAttention
 
 __all__ = ["branch_outputs", "initialize_"]
 
@@ -20,8 +20,9 @@ def branch_outputs(model: nn.Module) -> list[nn.Linear]:
     r"""List the linear maps through which a model writes into its residual stream.
 
     They are the output maps of attention, :math:`W^O`, and the second matrices of the feed-forward
-    networks, in the order in which the modules are registered. A Transformer of :math:`L` layers
-    has :math:`2L` of them, and one more a layer with cross-attention.
+    networks, in the order in which the modules are registered: the maps that are named ``out`` or
+    ``down``, see :func:`companion.core.replace_linears`. A Transformer of :math:`L` layers has
+    :math:`2L` of them, and one more a layer with cross-attention.
 
     Args:
         model: A block, a stack of them, or a whole model.
@@ -32,16 +33,25 @@ def branch_outputs(model: nn.Module) -> list[nn.Linear]:
     Book: :doc:`/book/transformer/block`
 
     Example:
+        >>> from companion.transformer.block import FeedForward, GatedFeedForward
         >>> len(branch_outputs(nn.ModuleList([FeedForward(3, 5), GatedFeedForward(3, 7)])))
         2
     """
     found: list[nn.Linear] = []
-    for module in model.modules():
-        if isinstance(module, MultiHeadAttention):
-            found.append(module.out)
-        elif isinstance(module, FeedForward | GatedFeedForward):
-            found.append(module.down)
+    for layer, maps in _named(model):
+        if not maps.keys().isdisjoint(("out", "down")) and layer not in found:
+            found.append(layer)
     return found
+
+
+def _named(model: nn.Module) -> Iterator[tuple[nn.Linear, Mapping[str, Rows]]]:
+    """Linear layers of the modules that name their maps, with these."""
+    for module in model.modules():
+        if isinstance(module, HasLinears):
+            for attribute, maps in module.linear_maps().items():
+                layer = getattr(module, attribute)
+                if isinstance(layer, nn.Linear):
+                    yield layer, maps
 
 
 @torch.no_grad()
@@ -93,6 +103,7 @@ def initialize_(
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
+        >>> from companion.transformer.block import FeedForward
         >>> network = initialize_(FeedForward(64, 256), generator=g, std=0.1)
         >>> print(f"{network.up.weight.std():.2f}")
         0.10
@@ -110,7 +121,9 @@ def initialize_(
         tokens = getattr(module, "tokens", None)
         if isinstance(tokens, nn.Embedding):
             tables.add(id(tokens.weight))
-    parts = {id(linear): rows for linear, rows in _fused(model)}
+    parts = {
+        id(linear): [end - first for first, end in maps.values()] for linear, maps in _named(model)
+    }
     drawn: set[int] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -139,19 +152,6 @@ def initialize_(
             else:
                 _draw(parameter, std, generator)
     return model
-
-
-def _fused(model: nn.Module) -> list[tuple[nn.Linear, list[int]]]:
-    """Linear maps that hold several side by side, with the number of outputs of each."""
-    found: list[tuple[nn.Linear, list[int]]] = []
-    for module in model.modules():
-        if isinstance(module, MultiHeadAttention):
-            keyed = module.kv_heads * module.head_dim
-            rows = [module.heads * module.head_dim, keyed, module.kv_heads * module.value_dim]
-            found.append((module.qkv, rows))
-        elif isinstance(module, GatedFeedForward):
-            found.append((module.gate_up, [module.gate_up.out_features // 2] * 2))
-    return found
 
 
 def _draw(parameter: Tensor, deviation: float, generator: torch.Generator) -> None:

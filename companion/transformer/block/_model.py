@@ -1,33 +1,18 @@
 """The three models that are stacks of blocks: encoder, decoder, encoder-decoder."""
 
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from companion.core import check_count, check_shape
-from companion.transformer.block._block import AttentionMask, Block
+from companion.transformer.block._block import AttentionMask, PartFactory
 from companion.transformer.block._config import TransformerConfig
 from companion.transformer.block._stack import Stack
 from companion.transformer.multi_head import KVCache
 
-__all__ = ["Decoder", "Encoder", "EncoderDecoder", "Trace"]
-
-
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """What a model computed on the way.
-
-    Attributes:
-        output: What its ``forward`` returns.
-        hidden: The residual stream before the first block and after each: ``layers + 1`` tensors
-            (batch, n, dim), none of them past the final norm.
-        attention: The attention weights of each block, ``layers`` tensors (batch, heads, n, m).
-    """
-
-    output: Tensor
-    hidden: tuple[Tensor, ...]
-    attention: tuple[Tensor, ...]
+__all__ = ["Decoder", "Encoder", "EncoderDecoder"]
 
 
 class Encoder(Stack):
@@ -36,6 +21,14 @@ class Encoder(Stack):
     Args:
         config: The description. Parameters are drawn as PyTorch's modules draw them, from the
             global generator; load weights, or initialize them.
+        attention: Makes the self-attention of each layer, as for
+            :class:`~companion.transformer.block.Block`.
+        feed_forward: Makes the feed-forward layer of each, likewise.
+
+    Attributes:
+        sites: ``embedded``, the residual stream before the first block, and ``final``, what is
+            returned; with those of the blocks, such as ``blocks.0.stream``, for
+            :func:`companion.core.watch`.
 
     References:
         Devlin et al. 2019, arXiv:1810.04805, sec. 3.
@@ -51,8 +44,14 @@ class Encoder(Stack):
         torch.Size([1, 5, 12])
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config, causal=False)
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        attention: PartFactory | None = None,
+        feed_forward: PartFactory | None = None,
+    ) -> None:
+        super().__init__(config, causal=False, attention=attention, feed_forward=feed_forward)
 
     def forward(
         self,
@@ -92,41 +91,43 @@ class Encoder(Stack):
             embeddings=embeddings,
         )
 
-    def trace(
-        self,
-        ids: Integer[Tensor, "batch n"],
-        *,
-        real: Bool[Tensor, "batch n"] | None = None,
-        segments: Integer[Tensor, "batch n"] | None = None,
-        mask: AttentionMask = None,
-    ) -> Trace:
-        """Compute the same, and keep every layer's residual stream and attention weights.
-
-        Args:
-            ids: As in :meth:`forward`.
-            real: As in :meth:`forward`.
-            segments: As in :meth:`forward`.
-            mask: As in :meth:`forward`.
-
-        Returns:
-            Output, residual streams and weights.
-        """
-        hidden: list[Tensor] = []
-        weights: list[Tensor] = []
-        output = self.run(
-            ids, real=real, segments=segments, mask=mask, hidden=hidden, weights=weights
-        )
-        return Trace(output, tuple(hidden), tuple(weights))
-
 
 class _Head(Stack):
     """A stack that ends in logits over the vocabulary."""
 
-    def __init__(self, config: TransformerConfig, *, tokens: nn.Embedding | None = None) -> None:
-        super().__init__(config, causal=True, tokens=tokens)
+    sites = ("embedded", "final", "logits")
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        tokens: nn.Embedding | None = None,
+        cross: bool = False,
+        attention: PartFactory | None = None,
+        feed_forward: PartFactory | None = None,
+    ) -> None:
+        super().__init__(
+            config,
+            causal=True,
+            tokens=tokens,
+            cross=cross,
+            attention=attention,
+            feed_forward=feed_forward,
+        )
         self.head = nn.Linear(config.dim, config.vocab, bias=False)
         if config.tied:
             self.head.weight = self.tokens.weight
+
+    def untie(self) -> None:
+        """Give the output layer a copy of the table of tokens, in place.
+
+        ``config.tied`` is False afterwards, so a model built from the configuration has room for
+        both. Nothing happens to a model that is not tied.
+        """
+        if self.config.tied:
+            weight = self.head.weight
+            self.head.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+            self.config = replace(self.config, tied=False)
 
     def _finish(self, x: Tensor) -> Tensor:
         # Scaling what the output layer reads scales the logits, and costs less.
@@ -143,24 +144,28 @@ class _Head(Stack):
         Returns:
             An empty cache on the model's device, in its dtype.
         """
+        check_count("batch", batch)
         check_count("capacity", capacity, high=self.config.context)
-        weight = self.tokens.weight
-        return KVCache(
-            self.config.layers,
-            batch,
-            self.config.key_value_heads,
-            capacity,
-            self.config.head_width,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        return self._join("attention", batch, capacity)
+
+    def _join(self, part: str, batch: int, capacity: int) -> KVCache:
+        """The caches of one part of all blocks."""
+        weight, made = self.tokens.weight, []
+        for block in self.blocks:
+            layer: Any = getattr(block, part)
+            if not hasattr(layer, "make_cache"):
+                raise ValueError(
+                    f"{type(layer).__name__} has no method make_cache, so this model cannot decode "
+                    "with a cache"
+                )
+            made.append(layer.make_cache(batch, capacity, device=weight.device, dtype=weight.dtype))
+        return KVCache.of(made, capacity=capacity)
 
     def _logits(self, hidden: Tensor, last: int | None) -> Tensor:
         if last is not None:
             check_count("last", last, high=hidden.shape[1])
             hidden = hidden[:, -last:]
-        logits: Tensor = self.head(hidden)
-        return logits
+        return self.site("logits", self.head(hidden))
 
 
 class Decoder(_Head):
@@ -171,6 +176,14 @@ class Decoder(_Head):
     Args:
         config: The description. Parameters are drawn as PyTorch's modules draw them, from the
             global generator; load weights, or initialize them.
+        attention: Makes the self-attention of each layer, as for
+            :class:`~companion.transformer.block.Block`.
+        feed_forward: Makes the feed-forward layer of each, likewise.
+
+    Attributes:
+        sites: ``embedded``, the residual stream before the first block, ``final``, what the last
+            norm returns, and ``logits``; with those of the blocks, such as ``blocks.0.stream``,
+            for :func:`companion.core.watch`.
 
     References:
         Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; Touvron et al.
@@ -185,8 +198,14 @@ class Decoder(_Head):
         torch.Size([1, 5, 7])
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config)
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        attention: PartFactory | None = None,
+        feed_forward: PartFactory | None = None,
+    ) -> None:
+        super().__init__(config, attention=attention, feed_forward=feed_forward)
 
     def forward(
         self,
@@ -253,34 +272,15 @@ class Decoder(_Head):
             ids, real=real, cache=cache, mask=mask, positions=positions, embeddings=embeddings
         )
 
-    def trace(
-        self,
-        ids: Integer[Tensor, "batch n"],
-        *,
-        real: Bool[Tensor, "batch n"] | None = None,
-        mask: AttentionMask = None,
-    ) -> Trace:
-        """Compute the logits, and keep every layer's residual stream and attention weights.
-
-        Args:
-            ids: As in :meth:`forward`.
-            real: As in :meth:`forward`.
-            mask: As in :meth:`forward`.
-
-        Returns:
-            Logits, residual streams and weights.
-        """
-        hidden: list[Tensor] = []
-        weights: list[Tensor] = []
-        output = self.run(ids, real=real, mask=mask, hidden=hidden, weights=weights)
-        return Trace(self._logits(output, None), tuple(hidden), tuple(weights))
-
 
 class _CrossStack(_Head):
     """A decoder whose blocks also read the encoder's output."""
 
-    def _block(self) -> Block:
-        return Block(self.config, cross=True)
+    def context_cache(self, batch: int, capacity: int) -> KVCache:
+        """Reserve the cache for keys and values of the encoder's output."""
+        check_count("batch", batch)
+        check_count("source", capacity, high=self.config.context)
+        return self._join("cross", batch, capacity)
 
 
 class EncoderDecoder(nn.Module):
@@ -290,6 +290,11 @@ class EncoderDecoder(nn.Module):
 
     Args:
         config: The description of either side; ``layers`` counts the blocks of each.
+        attention: Makes the self-attention of each layer of the encoder, as for
+            :class:`~companion.transformer.block.Block`.
+        feed_forward: Makes the feed-forward layer of each, likewise.
+        decoder_attention: The same for the decoder, whose attention must not look ahead.
+        decoder_feed_forward: The same for the decoder.
 
     References:
         Vaswani et al. 2017, arXiv:1706.03762, sec. 3.
@@ -304,11 +309,29 @@ class EncoderDecoder(nn.Module):
         torch.Size([1, 2, 7])
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        attention: PartFactory | None = None,
+        feed_forward: PartFactory | None = None,
+        decoder_attention: PartFactory | None = None,
+        decoder_feed_forward: PartFactory | None = None,
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = _CrossStack(config, tokens=self.encoder.tokens)
+        self.encoder = Encoder(config, attention=attention, feed_forward=feed_forward)
+        self.decoder = _CrossStack(
+            config,
+            tokens=self.encoder.tokens,
+            cross=True,
+            attention=decoder_attention,
+            feed_forward=decoder_feed_forward,
+        )
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The description: that of the decoder, which also says whether the head is tied."""
+        return self.decoder.config
 
     def forward(
         self,
@@ -433,4 +456,4 @@ class EncoderDecoder(nn.Module):
         Returns:
             The cache of the target's own past, and that of the source.
         """
-        return self.decoder.cache(batch, capacity), self.decoder.cache(batch, source)
+        return self.decoder.cache(batch, capacity), self.decoder.context_cache(batch, source)

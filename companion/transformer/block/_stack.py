@@ -6,9 +6,15 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from companion.core import can_read, check_count, check_ids, check_shape
+from companion.core import HasSites, can_read, check_count, check_ids, check_shape
 from companion.transformer.attention import Mask, causal
-from companion.transformer.block._block import AttentionMask, Block, dropout_of, norm_of
+from companion.transformer.block._block import (
+    AttentionMask,
+    Block,
+    PartFactory,
+    dropout_of,
+    norm_of,
+)
 from companion.transformer.block._config import (
     AlibiBias,
     Learned,
@@ -31,11 +37,24 @@ from companion.transformer.positions import (
 __all__ = ["Stack"]
 
 
-class Stack(nn.Module):
-    """Embeddings, blocks, and the final norm of a pre-norm model."""
+class Stack(HasSites):
+    """Embeddings, blocks, and the final norm of a pre-norm model.
+
+    Its sites are ``embedded``, the residual stream before the first block, and ``final``, what the
+    last norm returns.
+    """
+
+    sites: tuple[str, ...] = ("embedded", "final")
 
     def __init__(
-        self, config: TransformerConfig, *, causal: bool, tokens: nn.Embedding | None = None
+        self,
+        config: TransformerConfig,
+        *,
+        causal: bool,
+        tokens: nn.Embedding | None = None,
+        cross: bool = False,
+        attention: PartFactory | None = None,
+        feed_forward: PartFactory | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -70,11 +89,11 @@ class Stack(nn.Module):
                 max_distance=places.max_distance,
                 bidirectional=not causal,
             )
-        self.blocks = nn.ModuleList(self._block() for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            Block(config, cross=cross, attention=attention, feed_forward=feed_forward, layer=layer)
+            for layer in range(config.layers)
+        )
         self.final_norm = norm_of(config) if config.norm_place == "pre" else None
-
-    def _block(self) -> Block:
-        return Block(self.config)
 
     def embed(
         self,
@@ -166,8 +185,6 @@ class Stack(nn.Module):
         context_mask: Tensor | None = None,
         context_cache: KVCache | None = None,
         mask: AttentionMask = None,
-        hidden: list[Tensor] | None = None,
-        weights: list[Tensor] | None = None,
     ) -> Tensor:
         """Embed, and pass through all blocks and the final norm."""
         for given in (cache, context_cache):
@@ -194,7 +211,7 @@ class Stack(nn.Module):
                 rows = (real.long().cumsum(1) - 1).clamp(min=0)[:, held:]
         if positions is not None:
             rows = positions
-        x = self.embed(ids, rows, segments, embeddings=embeddings)
+        x = self.site("embedded", self.embed(ids, rows, segments, embeddings=embeddings))
         if isinstance(mask, Tensor):
             _check_mask(mask, (batch, self.config.heads, n, m))
         elif mask is not None and held:
@@ -210,8 +227,6 @@ class Stack(nn.Module):
         if self.bias is not None:
             bias = self.bias(places, torch.arange(m, device=device)).to(x.dtype)
 
-        if hidden is not None:
-            hidden.append(x)
         for index, block in enumerate(self.blocks):
             x = block(
                 x,
@@ -222,14 +237,11 @@ class Stack(nn.Module):
                 cache=None if cache is None else cache.layers[index],
                 context_mask=context_mask,
                 context_cache=None if context_cache is None else context_cache.layers[index],
-                weights=weights,
             )
-            if hidden is not None:
-                hidden.append(x)
         return self._finish(x)
 
     def _finish(self, x: Tensor) -> Tensor:
-        return x if self.final_norm is None else self.final_norm(x)
+        return self.site("final", x if self.final_norm is None else self.final_norm(x))
 
     def _mask(
         self, real: Tensor | None, n: int, held: int, device: torch.device

@@ -127,7 +127,7 @@ class StreamingLayer(LayerCache):
         count = self._end - self._start
         return self.keys.narrow(2, self._start, count), self.values.narrow(2, self._start, count)
 
-    def forget(self, length: int = 0) -> None:
+    def truncate(self, length: int) -> None:
         """Keep the first tokens only.
 
         Args:
@@ -335,7 +335,7 @@ class StreamingCache(KVCache):
             ValueError: If more would be kept than are held, or some were let go of already.
         """
         for layer in self.layers:
-            layer.forget(length)  # type: ignore[attr-defined]
+            layer.truncate(length)
 
     def reset(self) -> None:
         """Forget all tokens and keep the memory."""

@@ -11,7 +11,7 @@ Masks are True where a query may read a key, as everywhere in this library.
 Book: :doc:`/book/transformer/multi_head`.
 """
 
-from companion.transformer.multi_head._attention import MultiHeadAttention
+from companion.transformer.multi_head._attention import MultiHeadAttention, attention_at_sites
 from companion.transformer.multi_head._cache import KVCache, LayerCache
 from companion.transformer.multi_head._circuits import output_value_circuit, query_key_circuit
 from companion.transformer.multi_head._grouped import kv_cache_bytes, pool_kv_heads
@@ -27,6 +27,7 @@ __all__ = [
     "LayerCache",
     "MultiHeadAttention",
     "ancestors",
+    "attention_at_sites",
     "attention_layers",
     "head_importance",
     "kv_cache_bytes",

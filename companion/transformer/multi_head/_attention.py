@@ -7,10 +7,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from companion.core import check_count, check_shape
-from companion.transformer.attention import Mask, attention, dense_attention
+from companion.core import HasSites, check_count, check_in_range, check_shape
+from companion.transformer.attention import Mask, attention
+from companion.transformer.attention._dense import (
+    drop_weights,
+    each_head,
+    masked_scores,
+    softmax_or_zero,
+)
+from companion.transformer.attention._inputs import cast, full_precision, lift_bias, lift_mask
+from companion.transformer.multi_head._cache import LayerCache
 
-__all__ = ["MultiHeadAttention"]
+__all__ = ["MultiHeadAttention", "attention_at_sites"]
 
 Rotation = Callable[[Tensor], Tensor]
 
@@ -45,7 +53,68 @@ class Prefix(Protocol):
         ...
 
 
-class MultiHeadAttention(nn.Module):
+def attention_at_sites(
+    module: HasSites,
+    Q: Float[Tensor, "batch heads n key"],
+    K: Float[Tensor, "batch kv_heads m key"],
+    V: Float[Tensor, "batch kv_heads m value"],
+    *,
+    mask: Mask | Bool[Tensor, "..."] | None = None,
+    bias: Float[Tensor, "..."] | None = None,
+    scale: float,
+    dropout: float = 0.0,
+    scores: str = "scores",
+    weights: str = "weights",
+) -> Float[Tensor, "batch heads n value"]:
+    r"""Compute attention by the fastest way that the watched sites of a module allow.
+
+    .. math:: A = \mathrm{softmax}(s \, Q K^\top + B + M), \qquad O = A V
+
+    If nobody watches the module's sites of scores and weights, this is
+    :func:`companion.transformer.attention.attention`. Otherwise both are made in full, and handed
+    to the sites.
+
+    Args:
+        module: An attention layer that names both sites.
+        Q: Queries.
+        K: Keys.
+        V: Values.
+        mask: As in :func:`companion.transformer.attention.attention`.
+        bias: As there.
+        scale: As there.
+        dropout: As there. What is dropped is dropped after the site of the weights.
+        scores: Name of the site of the scores, which hold scale, bias and mask: forbidden keys
+            have :math:`-\infty`. They are in float32 or better.
+        weights: Name of the site of the weights.
+
+    Returns:
+        The outputs.
+
+    Book: :doc:`/book/transformer/multi_head`
+
+    Example:
+        >>> from companion.core import watch
+        >>> layer = MultiHeadAttention(6, 3, dtype=torch.float64)
+        >>> with watch(layer, read=["weights"]) as seen:
+        ...     y = layer(torch.ones(1, 2, 6, dtype=torch.float64))
+        >>> seen["weights"][0, 0]
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]], dtype=torch.float64, grad_fn=<SelectBackward0>)
+    """
+    if not module.watched(scores, weights):
+        return attention(Q, K, V, mask=mask, bias=bias, scale=scale, dropout=dropout)
+    allowed, B = lift_mask(mask, Q, K), lift_bias(bias, Q, K)
+    Q, K, V = cast(Q, K, V)
+    high = torch.promote_types(Q.dtype, torch.float32)
+    with full_precision(Q):
+        S = masked_scores(Q.to(high), K.to(high), allowed, B, scale)
+        A = softmax_or_zero(module.site(scores, S)).to(Q.dtype)
+        A = drop_weights(module.site(weights, A), dropout, None)
+        Z = A.to(high) @ each_head(V.to(high), Q.shape[1])
+    return Z.to(Q.dtype)
+
+
+class MultiHeadAttention(HasSites):
     r"""Several attention heads side by side, and the map that mixes what they read.
 
     .. math::
@@ -70,14 +139,23 @@ class MultiHeadAttention(nn.Module):
         bias: Whether the projections to queries, keys and values add a bias.
         out_bias: Whether the output adds one; by default like ``bias``.
         scale: Factor of the scores; by default :math:`1/\sqrt{d_k}`.
+        dropout: Share of the attention weights that are dropped in training, as in
+            :func:`companion.transformer.attention.attention`.
         relative: Function of (queries, query positions, key positions), for example
             ``companion.transformer.positions.ShawRelative``, whose result is added to the scores
             before they are scaled. A module among the parameters when it is one.
         device: Where the parameters are made.
         dtype: Their type.
 
+    Attributes:
+        sites: What :func:`companion.core.watch` can read and replace: ``queries`` and ``keys``
+            (batch, heads, n, head_dim), rotated, and ``values``, of the tokens that are read now,
+            before a cache joins others to them; ``scores`` and ``weights`` (batch, heads, n, m),
+            as in :func:`attention_at_sites`, with the keys of a prefix first; ``heads``, what each
+            head has read, (batch, heads, n, value_dim).
+
     Raises:
-        ValueError: If the heads do not divide as they must.
+        ValueError: If the heads do not divide as they must, or the dropout is not in [0, 1).
 
     References:
         Vaswani et al. 2017, arXiv:1706.03762, sec. 3.2.2. Groups: Ainslie et al. 2023,
@@ -91,6 +169,8 @@ class MultiHeadAttention(nn.Module):
         torch.Size([1, 5, 12])
     """
 
+    sites: tuple[str, ...] = ("queries", "keys", "values", "scores", "weights", "heads")
+
     def __init__(
         self,
         dim: int,
@@ -102,6 +182,7 @@ class MultiHeadAttention(nn.Module):
         bias: bool = False,
         out_bias: bool | None = None,
         scale: float | None = None,
+        dropout: float = 0.0,
         relative: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -115,7 +196,7 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"kv_heads must divide heads, got {kv_heads} and {heads}")
         if head_dim is None:
             if dim % heads:
-                raise ValueError(f"heads must divide dim, got {heads} and {dim}: give head_dim")
+                raise ValueError(f"heads must divide dim, got {heads} heads and dim {dim}")
             head_dim = dim // heads
         value_dim = head_dim if value_dim is None else value_dim
         check_count("head_dim", head_dim)
@@ -123,13 +204,13 @@ class MultiHeadAttention(nn.Module):
         self.dim, self.heads, self.kv_heads = dim, heads, kv_heads
         self.head_dim, self.value_dim = head_dim, value_dim
         self.scale = head_dim**-0.5 if scale is None else scale
+        check_in_range("dropout", dropout, low=0.0, high=1.0, open_high=True)
+        self.dropout = dropout
         self.relative = relative
         rows = (heads + kv_heads) * head_dim + kv_heads * value_dim
         self.qkv = nn.Linear(dim, rows, bias=bias, device=device, dtype=dtype)
         out_bias = bias if out_bias is None else out_bias
         self.out = nn.Linear(heads * value_dim, dim, bias=out_bias, device=device, dtype=dtype)
-        #: Factors of the heads' outputs, shape (heads,); ``None`` stands for ones.
-        self.gates: Tensor | None = None
         #: Keys and values before all others, such as
         #: ``companion.pretraining.transfer.PrefixTuning``; every query may read them.
         self.prefix: Prefix | None = None
@@ -175,40 +256,48 @@ class MultiHeadAttention(nn.Module):
         bias = self._bias(Q, K, bias)
         if self.prefix is not None:
             K, V, mask, bias = _with_prefix(self.prefix, Q, K, V, mask, bias)
-        Z = attention(Q, K, V, mask=mask, bias=bias, scale=self.scale)
-        return self._mix(Z)
+        dropout = self.dropout if self.training else 0.0
+        Z = attention_at_sites(
+            self, Q, K, V, mask=mask, bias=bias, scale=self.scale, dropout=dropout
+        )
+        return self._mix(self.site("heads", Z))
 
-    def attend(
+    def make_cache(
         self,
-        x: Float[Tensor, "batch n dim"],
-        context: Float[Tensor, "batch m dim"] | None = None,
+        batch: int,
+        capacity: int,
         *,
-        mask: Mask | Bool[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
-        rotation: Rotation | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[Float[Tensor, "batch n dim"], Float[Tensor, "batch heads n keys"]]:
-        """Compute the same as :meth:`forward`, and return the attention weights as well.
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> LayerCache:
+        """Reserve the cache of this layer.
 
         Args:
-            x: As in :meth:`forward`.
-            context: As in :meth:`forward`.
-            mask: As in :meth:`forward`.
-            bias: As in :meth:`forward`.
-            rotation: As in :meth:`forward`.
-            cache: As in :meth:`forward`.
+            batch: Sequences side by side.
+            capacity: Most positions that are ever held.
+            device: Where the memory is reserved.
+            dtype: Its type: that of the activations.
 
         Returns:
-            The output, and the weights; each row of weights sums to one, or is zero where nothing
-            may be read. They take memory in proportion to n times keys. Those of a prefix come
-            first.
+            An empty cache.
         """
-        Q, K, V = self._project(x, context, rotation, cache)
-        bias = self._bias(Q, K, bias)
-        if self.prefix is not None:
-            K, V, mask, bias = _with_prefix(self.prefix, Q, K, V, mask, bias)
-        Z, A = dense_attention(Q, K, V, mask=mask, bias=bias, scale=self.scale)
-        return self._mix(Z), A
+        shape = (batch, self.kv_heads, capacity)
+        return LayerCache(
+            torch.zeros(*shape, self.head_dim, device=device, dtype=dtype),
+            torch.zeros(*shape, self.value_dim, device=device, dtype=dtype),
+        )
+
+    def linear_maps(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Name the maps for :func:`companion.core.replace_linears`: three share one matrix.
+
+        Returns:
+            For ``qkv`` and ``out``, the rows of each map.
+        """
+        queries = self.heads * self.head_dim
+        keys = queries + self.kv_heads * self.head_dim
+        values = keys + self.kv_heads * self.value_dim
+        fused = {"query": (0, queries), "key": (queries, keys), "value": (keys, values)}
+        return {"qkv": fused, "out": {"out": (0, self.dim)}}
 
     def _project(
         self, x: Tensor, context: Tensor | None, rotation: Rotation | None, cache: Cache | None
@@ -226,7 +315,7 @@ class MultiHeadAttention(nn.Module):
                 qk = rotation(qk)
             qk = qk.transpose(1, 2)
             V = both[..., keyed:].view(batch, n, kv_heads, self.value_dim).transpose(1, 2)
-            Q, K = qk[:, :heads], qk[:, heads:]
+            Q, K, V = self._sited(qk[:, :heads], qk[:, heads:], V)
             return (Q, K, V) if cache is None else (Q, *cache.append(K, V))
         if rotation is not None or self.relative is not None:
             what = "a rotation" if rotation is not None else "relative"
@@ -240,13 +329,17 @@ class MultiHeadAttention(nn.Module):
         Q = nn.functional.linear(x, weight[:queries], first)
         Q = Q.view(batch, n, heads, self.head_dim).transpose(1, 2)
         if cache is not None and cache.length:
-            return Q, *cache.held()
+            return self.site("queries", Q), *cache.held()
         keyed = kv_heads * self.head_dim
         kv = nn.functional.linear(context, weight[queries:], rest)
         m = context.shape[1]
         K = kv[..., :keyed].view(batch, m, kv_heads, self.head_dim).transpose(1, 2)
         V = kv[..., keyed:].view(batch, m, kv_heads, self.value_dim).transpose(1, 2)
+        Q, K, V = self._sited(Q, K, V)
         return (Q, K, V) if cache is None else (Q, *cache.append(K, V))
+
+    def _sited(self, Q: Tensor, K: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.site("queries", Q), self.site("keys", K), self.site("values", V)
 
     def _bias(self, Q: Tensor, K: Tensor, bias: Tensor | None) -> Tensor | None:
         """What is added to the scaled scores, relative positions included."""
@@ -260,9 +353,6 @@ class MultiHeadAttention(nn.Module):
 
     def _mix(self, Z: Tensor) -> Tensor:
         """Concatenate the heads and apply the output map."""
-        if self.gates is not None:
-            check_shape("gates", self.gates, (self.heads,))
-            Z = Z * self.gates.to(Z.dtype)[:, None, None]
         mixed: Tensor = self.out(Z.transpose(1, 2).flatten(2))
         return mixed
 
@@ -298,7 +388,8 @@ class MultiHeadAttention(nn.Module):
                 keys and values, whole groups in turn.
 
         Returns:
-            A layer that computes what this one does with the other heads' gates at zero.
+            A layer that computes what this one does with zeros in place of what the other heads
+            have read, the site ``heads``.
 
         Raises:
             ValueError: If a head is missing, named twice, or leaves its group; or if the layer has
@@ -306,13 +397,7 @@ class MultiHeadAttention(nn.Module):
         """
         if self.relative is not None:
             raise ValueError("heads of a layer with relative positions cannot be taken out")
-        if self.prefix is not None:
-            raise ValueError("heads of a layer with a prefix cannot be taken out: remove it first")
-        if not (isinstance(self.qkv, nn.Linear) and isinstance(self.out, nn.Linear)):
-            raise ValueError(
-                "heads of a layer whose maps were replaced, as LoRA does, cannot be taken out: "
-                "put linear layers back first"
-            )
+        self._check_plain("heads of a layer", "taken out")
         check_count("kept heads", len(keep))
         for head in keep:
             check_count("head", head, low=0, high=self.heads - 1)
@@ -345,9 +430,17 @@ class MultiHeadAttention(nn.Module):
                 smaller.qkv.bias.copy_(self.qkv.bias[rows])
             if self.out.bias is not None:
                 smaller.out.bias.copy_(self.out.bias)
-        if self.gates is not None:
-            smaller.gates = self.gates[heads].detach().clone()
         return smaller
+
+    def _check_plain(self, what: str, done: str) -> None:
+        """Refuse to rebuild a layer with parts that a new one would not have."""
+        if self.prefix is not None:
+            raise ValueError(f"{what} with a prefix cannot be {done}: remove it first")
+        if not (isinstance(self.qkv, nn.Linear) and isinstance(self.out, nn.Linear)):
+            raise ValueError(
+                f"{what} whose maps were replaced, as LoRA does, cannot be {done}: "
+                "put linear layers back first"
+            )
 
     def _sized(self, heads: int, kv_heads: int) -> "MultiHeadAttention":
         """Make a layer like this one with other numbers of heads; its weights are yet to be set."""
@@ -361,6 +454,7 @@ class MultiHeadAttention(nn.Module):
             bias=self.qkv.bias is not None,
             out_bias=self.out.bias is not None,
             scale=self.scale,
+            dropout=self.dropout,
             device="meta",  # no initial weights are drawn: they would use up the global generator
             dtype=weight.dtype,
         ).to_empty(device=weight.device)

@@ -1,5 +1,8 @@
 """Keys and values of tokens that were read before, so that decoding reads each token once."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
@@ -88,9 +91,24 @@ class LayerCache:
         for kept in self.held():
             kept.copy_(kept[rows])
 
+    def truncate(self, length: int) -> None:
+        """Forget the positions from ``length`` on.
+
+        Args:
+            length: Positions to keep, between 0 and :attr:`length`.
+
+        Raises:
+            ValueError: If more would be kept than are held.
+        """
+        check_count("length", length, low=0, high=self.length)
+        self.length = length
+
 
 class KVCache:
     r"""The cache of a whole model: one :class:`LayerCache` a layer, reserved at once.
+
+    A model whose attention keeps something else, such as a latent vector or a recurrent state,
+    has other objects in :attr:`layers`: see :meth:`of`.
 
     It needs :math:`L \, n \, h_{kv} (d_k + d_v)` numbers for each sequence of a batch, with
     :math:`L` layers and a capacity of :math:`n` positions.
@@ -107,6 +125,10 @@ class KVCache:
         value_dim: Components of a value; by default as many.
         device: Where the memory is reserved.
         dtype: Its type: that of the model's activations.
+
+    Attributes:
+        layers: The caches of the layers, from the input to the output.
+        capacity: Most positions that are ever held.
 
     Raises:
         ValueError: If a size is smaller than 1.
@@ -151,7 +173,7 @@ class KVCache:
         for name, size in sizes.items():
             check_count(name, size)
         shape = (batch, kv_heads, capacity)
-        self.layers = [
+        self.layers: list[Any] = [
             LayerCache(
                 torch.zeros(*shape, head_dim, device=device, dtype=dtype),
                 torch.zeros(*shape, value_dim, device=device, dtype=dtype),
@@ -160,10 +182,27 @@ class KVCache:
         ]
         self.capacity = capacity
 
+    @classmethod
+    def of(cls, layers: Sequence[Any], *, capacity: int) -> "KVCache":
+        """Join the caches of layers, of any kind, to one of a model.
+
+        Args:
+            layers: What the attention of each layer fills and reads. It has ``length``, the
+                number of positions that it stands for, and ``truncate(length)``.
+            capacity: Most positions that are ever held.
+
+        Returns:
+            The cache.
+        """
+        made = cls.__new__(cls)
+        made.layers, made.capacity = list(layers), capacity
+        return made
+
     @property
     def length(self) -> int:
         """Positions that the last layer holds: those that every layer has read."""
-        return self.layers[-1].length
+        length: int = self.layers[-1].length
+        return length
 
     def truncate(self, length: int) -> None:
         """Forget the positions from ``length`` on, in every layer.
@@ -176,12 +215,11 @@ class KVCache:
         """
         check_count("length", length, low=0, high=self.length)
         for layer in self.layers:
-            layer.length = length
+            layer.truncate(length)
 
     def reset(self) -> None:
         """Forget all positions and keep the memory."""
-        for layer in self.layers:
-            layer.length = 0
+        self.truncate(0)
 
     def select(self, rows: Integer[Tensor, " batch"]) -> None:
         """Let sequence ``i`` go on from what sequence ``rows[i]`` held, in every layer.

@@ -78,7 +78,7 @@ def pool_kv_heads(layer: MultiHeadAttention, kv_heads: int) -> MultiHeadAttentio
         key-value heads form a group :math:`g`.
 
     Raises:
-        ValueError: If the number does not divide the layer's.
+        ValueError: If the number does not divide the layer's, or the layer has a prefix or LoRA.
 
     Numerics:
         The result computes something else than the layer, unless the heads of a group are equal.
@@ -96,6 +96,7 @@ def pool_kv_heads(layer: MultiHeadAttention, kv_heads: int) -> MultiHeadAttentio
     check_count("kv_heads", kv_heads)
     if layer.kv_heads % kv_heads:
         raise ValueError(f"kv_heads must divide the layer's {layer.kv_heads}, got {kv_heads}")
+    layer._check_plain("key-value heads of a layer", "pooled")
     pooled = layer._sized(layer.heads, kv_heads)
     queries = layer.heads * layer.head_dim
     keys = layer.kv_heads * layer.head_dim
@@ -115,6 +116,4 @@ def pool_kv_heads(layer: MultiHeadAttention, kv_heads: int) -> MultiHeadAttentio
                 made.copy_(torch.cat([old[:queries], K, V]))
         pooled.out.load_state_dict(layer.out.state_dict())
     pooled.relative = copy.deepcopy(layer.relative)
-    if layer.gates is not None:
-        pooled.gates = layer.gates.detach().clone()
     return pooled

@@ -2,14 +2,15 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from companion.core import check_shape
+from companion.core import check_shape, watch
 from companion.transformer.multi_head._attention import MultiHeadAttention
 
 __all__ = ["attention_layers", "head_importance", "prune_heads"]
@@ -83,9 +84,9 @@ def head_importance(
 
     Numerics:
         One forward and one backward pass for each batch, for all heads together. No parameter's
-        ``grad`` is touched, and gates that the layers hold already stay in force. The two signs
-        of the gradient count alike, so a head whose removal would lower the loss is important,
-        too.
+        ``grad`` is touched, and replacements at the site ``heads`` that are in force stay so. The
+        two signs of the gradient count alike, so a head whose removal would lower the loss is
+        important, too.
 
     References:
         P. Michel, O. Levy, G. Neubig 2019, arXiv:1905.10650, eq. (2) and sec. 4.1, with the gate
@@ -126,26 +127,16 @@ def _gated(layers: list[MultiHeadAttention]) -> Iterator[list[list[Tensor]]]:
     """Multiply each head's output, row by row of the batch, by a gate of 1 that is a variable."""
     gates: list[list[Tensor]] = [[] for _ in layers]
 
-    def multiply(index: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Tensor]]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-            Z = args[0]
-            heads = layers[index].heads
-            gate = torch.ones(Z.shape[0], heads, device=Z.device, dtype=Z.dtype).requires_grad_()
-            gates[index].append(gate)
-            split = Z.view(*Z.shape[:2], heads, -1)
-            return ((split * gate[:, None, :, None]).flatten(2),)
+    def multiply(Z: Tensor, made: list[Tensor]) -> Tensor:
+        gate = torch.ones(Z.shape[:2], device=Z.device, dtype=Z.dtype).requires_grad_()
+        made.append(gate)
+        return Z * gate[:, :, None, None]
 
-        return hook
-
-    # What enters the output map are the concatenated heads.
-    handles = [
-        layer.out.register_forward_pre_hook(multiply(index)) for index, layer in enumerate(layers)
-    ]
-    try:
+    with ExitStack() as watched:
+        for layer, made in zip(layers, gates, strict=True):
+            change = partial(multiply, made=made)
+            watched.enter_context(watch(layer, replace={"heads": change}))
         yield gates
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _gate_gradients(value: Tensor, gates: list[list[Tensor]]) -> Float[Tensor, "layers some heads"]:
@@ -178,8 +169,8 @@ def _gate_gradients(value: Tensor, gates: list[list[Tensor]]) -> Float[Tensor, "
 def prune_heads(model: Model, keep: Bool[Tensor, "layers heads"]) -> Model:
     """Return a smaller copy of a model, without some of its heads.
 
-    It computes what the model computes with the gates of those heads at zero, and no longer
-    computes the heads: see :meth:`MultiHeadAttention.keep_heads`.
+    It computes what the model computes with those heads' gates at zero, and no longer computes the
+    heads: see :meth:`MultiHeadAttention.keep_heads`.
 
     Args:
         model: A module with :class:`MultiHeadAttention` layers, in the order of
