@@ -345,6 +345,19 @@ def test_lora_with_a_merged_state_is_written_and_read_as_safetensors(
     assert torch.equal(fresh(ids), a(ids))
 
 
+def test_trained_factors_are_not_read_into_merged_layers(
+    g: torch.Generator, tmp_path: Path
+) -> None:
+    model, path = decoder(), tmp_path / "lora.safetensors"
+    add_lora(model, targets=["query"], rank=2, alpha=3.0, generator=g)
+    save_trained(model, path)
+    merge_lora(model)
+    with pytest.raises(ValueError, match="hold a merged change already: unmerge it first"):
+        load_trained(model, path)
+    unmerge_lora(model)
+    load_trained(model, path)
+
+
 def test_lora_reaches_the_layers_that_a_path_names(g: torch.Generator) -> None:
     model = llama()
     names = add_lora(model, targets=["blocks.1.*.query", "*.up"], rank=2, alpha=3.0, generator=g)

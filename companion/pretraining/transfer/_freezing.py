@@ -92,11 +92,13 @@ def load_trained(module: nn.Module, path: str | Path) -> dict[str, str]:
         The metadata of the file.
 
     Raises:
-        ValueError: If names or shapes are not those of the module's trained parameters. Nothing
-            is changed then.
+        ValueError: If names or shapes are not those of the module's trained parameters, or LoRA
+            is merged, so that its factors act no more. Nothing is changed then.
 
     Book: :doc:`/book/pretraining/transfer`
     """
+    if any(getattr(part, "merged", False) for part in module.modules()):
+        raise ValueError("the weights hold a merged change already: unmerge it first")
     state = trained_state(module)
     with safe_open(str(path), framework="pt") as file:
         names = set(file.keys())
