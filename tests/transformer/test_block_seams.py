@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from companion.core import HasSites, LinearLike, replace_linears, restore_linears, site_names, watch
+from companion.models import generate
 from companion.pretraining.denoising import UnifiedLM, causal_batch, pad_rows
 from companion.transformer.attention import attention, causal, sliding_window
 from companion.transformer.block import (
@@ -26,7 +27,6 @@ from companion.transformer.block import (
     PartFactory,
     TransformerConfig,
     branch_outputs,
-    greedy,
     initialize_,
 )
 from companion.transformer.multi_head import MultiHeadAttention, attention_at_sites
@@ -211,7 +211,7 @@ def test_another_attention_decodes_with_its_own_cache_as_without(
     assert cache.length == N
     cache.reset()
     torch.testing.assert_close(model(ids[:, :3], cache=cache), whole[:, :3], **EXACT)
-    written = greedy(model, ids, tokens=5)
+    written = generate(model, ids, tokens=5)
     longer = torch.cat([ids, written], 1)
     assert torch.equal(model(longer)[:, N - 1 : -1].argmax(-1), written)
 
@@ -472,14 +472,14 @@ def test_a_steered_stream_steers_what_is_written_with_and_without_a_cache() -> N
         steered = model(ids)
         cache = model.cache(2, N)
         parts = [model(part, cache=cache) for part in ids.split([6, 1, 4], 1)]
-        written = greedy(model, ids, tokens=5)
+        written = generate(model, ids, tokens=5)
     assert not torch.allclose(steered, plain, atol=0.1)
     torch.testing.assert_close(torch.cat(parts, 1), steered, **EXACT)
     # The same by hand: the last map of the layer gets a bias more.
     other = copy.deepcopy(model)
     other.blocks[1].feed_forward.down.bias += arrow
     torch.testing.assert_close(other(ids), steered, **EXACT)
-    assert torch.equal(greedy(other, ids, tokens=5), written)
+    assert torch.equal(generate(other, ids, tokens=5), written)
     assert torch.equal(model(ids), plain)
 
 
@@ -517,7 +517,7 @@ def test_weights_during_generation_cover_what_the_cache_holds() -> None:
     model, ids, shapes = spread(Decoder(CONFIG)), some_ids(2, N), []
     name = "blocks.2.attention.weights"
     with watch(model, replace={name: lambda A: shapes.append(tuple(A.shape))}):
-        greedy(model, ids, tokens=3)
+        generate(model, ids, tokens=3)
     assert shapes == [(2, 3, N, N), (2, 3, 1, N + 1), (2, 3, 1, N + 2)]
 
 

@@ -74,10 +74,12 @@ class Block(HasSites):
     added to the scores, and ``rotation`` turns tensors (batch, n, heads, ``config.head_width``)
     by the positions of the tokens, each ``None`` unless the description asks for such positions.
     ``cache`` is what the module's own ``make_cache(batch, capacity, device=..., dtype=...)`` has
-    returned, an object with ``length``, the positions that it stands for, and
-    ``truncate(length)``; a module without this method cannot decode with a cache. **A feed-forward
-    layer** is called as ``feed_forward(x)``. What else a part computes, such as the routing that a
-    mixture of experts is to balance, it hands out through a site of its own, see
+    returned: an object with ``length``, the positions that it stands for, with ``truncate(length)``
+    and, for searches, ``select(rows)``, as
+    :class:`~companion.transformer.multi_head.LayerCache` has them. A module without ``make_cache``
+    cannot decode with a cache. **A feed-forward layer** is called as ``feed_forward(x)``. What else
+    a part computes, such as the routing that a mixture of experts is to balance, it hands out
+    through a site of its own, see
     :func:`companion.core.watch`. A part that names its linear maps as
     :class:`companion.core.HasLinears` does is initialized by them: those that are called ``out``
     or ``down`` write into the stream, see :func:`companion.transformer.block.branch_outputs`.
