@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -39,6 +39,7 @@ class History:
         return self.ids[:, self.prompt :]
 
 
+@runtime_checkable
 class Pick(Protocol):
     r"""A rule that chooses the next token of each sequence.
 
