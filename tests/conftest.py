@@ -1,8 +1,12 @@
 """Fixtures that every test shares: a device, a generator, and full float32 precision."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Tests run side by side: each on one thread, and so on the same sums everywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 ACCELERATORS = [
