@@ -168,11 +168,13 @@ async def repeated(run: Run, chapter: Chapter) -> bool:
     command += ["-p", "no:cacheprovider", str(chapter.executed.relative_to(run.root))]
     command += [f"--nbval-cell-timeout={book.CELL_SECONDS * book.patience():.0f}"]
     command += [f"--nbval-kernel-startup-timeout={60 * book.patience():.0f}"]
+    environment = book.kernel_environment(run.root)
+    paths = filter(None, [str(TOOLS), environment.get("PYTHONPATH")])
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *command,
         cwd=run.root,
-        env={**book.kernel_environment(run.root), "PYTHONPATH": str(TOOLS)},
+        env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
