@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import Unsupported
 from torch._inductor import metrics
+from torch._inductor.utils import fresh_cache
 
 from companion.core import generator, randn
 
@@ -64,7 +65,7 @@ def test_a_graph_is_differentiated_before_it_runs() -> None:
 def test_inductor_writes_kernels_where_it_is_asked_for(kernels: int) -> None:
     metrics.reset()
     x = randn(7, generator=generator(0))
-    with torch._inductor.config.patch(fx_graph_cache=False):
+    with fresh_cache():
         made = torch.compile(lambda x: x.sin().exp(), fullgraph=True)(x)
     torch.testing.assert_close(made, x.sin().exp())
     assert metrics.generated_kernel_count == kernels
