@@ -1,7 +1,8 @@
 # The book's commands. Only GNU make and Python 3.11-3.13 are needed; everything else goes into .venv.
+# JOBS=1 runs chapters and tests one after the other; otherwise as many as there are processors.
 SHELL := /bin/sh
 .SHELLFLAGS := -ec
-export PYTHON
+export PYTHON JOBS
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help

@@ -1,8 +1,18 @@
-"""Fixtures that every test shares: a device, a generator, and full float32 precision."""
+"""Fixtures that tests share: a device, a generator, full float32 precision, the stored runs."""
 
+import importlib
+import json
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+
+# Tests run side by side: each on one thread, and so on the same sums everywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 ACCELERATORS = [
@@ -36,6 +46,46 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def g() -> torch.Generator:
     """A CPU generator with a fixed seed: the same numbers on every device."""
     return torch.Generator().manual_seed(0)
+
+
+class RunScripts:
+    """The scripts of ``book/_runs``; what they would store is handed over, and nothing written."""
+
+    folder = Path(__file__).resolve().parents[1] / "book" / "_runs"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+        monkeypatch.syspath_prepend(str(self.folder))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def load(self, name: str) -> ModuleType:
+        """Import a script without running it."""
+        return importlib.import_module(name)
+
+    def run(self, name: str, *arguments: str) -> SimpleNamespace:
+        """Run a script; return its ``seed``, and its ``results`` as JSON gives them back."""
+        module, kept = self.load(name), SimpleNamespace()
+
+        def store(stored: str, results: dict[str, Any], *, seed: int, seconds: float) -> None:
+            assert stored == name
+            assert seconds > 0
+            kept.results = json.loads(json.dumps(results, allow_nan=False))
+            kept.seed = seed
+
+        self.monkeypatch.setattr(module, "store", store)
+        self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        module.main()
+        assert vars(kept), f"{name} stored nothing"
+        return kept
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunScripts]:
+    """The scripts of the stored runs, to be run with few steps."""
+    yield RunScripts(monkeypatch)
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").parent == RunScripts.folder:
+            del sys.modules[name]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

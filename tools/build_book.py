@@ -1,11 +1,14 @@
 """Execute the chapters and render the book: ``make book``, inside ``.venv``.
 
-Every chapter runs once and is kept under ``_build/executed`` until it, the library, the data or the
-lock changes. Then the pages are staged in ``_build/src``, executed notebooks in place of the
-chapters, and Jupyter Book renders them with every warning an error.
+Every chapter runs once, several side by side (``JOBS=``), and is kept under ``_build/executed``
+until it changes, or what it imports of the library, the data, or the lock. Then the pages are
+staged in ``_build/src``, executed notebooks in place of the chapters, and Jupyter Book renders them
+with every warning an error.
 """
 
 import argparse
+import asyncio
+import functools
 import json
 import re
 import shutil
@@ -32,25 +35,40 @@ def minutes(seconds: float) -> str:
 
 def execute_all(root: Path, found: list[Chapter]) -> int:
     """Execute the chapters that changed, all of them even if one fails; return how many ran."""
-    library, failures, ran = book.library_key(root), [], 0
-    book.prepare_kernels(root)
-    for number, chapter in enumerate(found, 1):
-        key, built = book.chapter_key(chapter, library), book.build_metadata(chapter)
-        head = f"[{number:2}/{len(found)}] {chapter.short:<32}"
-        if built.get("key") == key:
-            print(f"{head} unchanged ({built['seconds']:.0f} s when it ran)", flush=True)
-            continue
-        print(head, end=" ", flush=True)
+    rests, done = book.Foundations(root), 0
+    failures: dict[str, str] = {}
+    changed: list[Chapter] = []
+
+    def tell(chapter: Chapter, what: str) -> None:
+        nonlocal done
+        done += 1
+        print(f"[{done:2}/{len(found)}] {chapter.short:<32} {what}", flush=True)
+
+    for chapter in found:
+        built = book.build_metadata(chapter)
+        if built.get("key") == rests.key(chapter):
+            tell(chapter, f"unchanged ({built['seconds']:.0f} s when it ran)")
+        else:
+            changed.append(chapter)
+
+    async def run(chapter: Chapter) -> None:
         try:
-            print(f"executed in {book.execute(chapter, key):.0f} s", flush=True)
-            ran += 1
+            tell(chapter, f"executed in {await book.execute(chapter, rests.key(chapter)):.0f} s")
         except ChapterError as error:
-            print(f"FAILED\n{error}", flush=True)
-            failures.append(str(error))
+            failures[chapter.name] = str(error)
+            tell(chapter, f"FAILED\n{error}")
+
+    if changed:
+        count = min(book.jobs(), len(changed))
+        print(f"executing {len(changed)} of {len(found)}, {count} at a time", flush=True)
+        book.prepare_kernels(root)
+        work = [functools.partial(run, chapter) for chapter in book.longest_first(changed)]
+        asyncio.run(book.side_by_side(count, work))
     if failures:
+        said = [failures[chapter.name] for chapter in found if chapter.name in failures]
         count = f"{len(failures)} of {len(found)} chapters failed"
-        raise ChapterError("\n\n".join([count, *failures] if len(found) > 1 else [count]))
-    return ran
+        raise ChapterError("\n\n".join([count, *said] if len(found) > 1 else [count]))
+    return len(changed)
 
 
 def prune(folder: Path, keep: set[Path]) -> bool:

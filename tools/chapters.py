@@ -1,13 +1,15 @@
 """Find the book's chapters, execute them, and tell when an execution is out of date."""
 
 import ast
+import asyncio
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +22,13 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
+import closure
+
 ROOT = Path(__file__).resolve().parent.parent
+# What a cell may take on an idle machine, many times what any takes; see `patience`.
 CELL_SECONDS = 600
+# What a chapter may take of the memory is 4 GB; hardly any takes half of that.
+BYTES_PER_JOB = 3 << 30
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -80,21 +87,42 @@ def chapters(root: Path) -> list[Chapter]:
     return found
 
 
-def library_key(root: Path) -> str:
-    """Return a digest of what every chapter rests on: the library, the data, the dependencies."""
-    files = [root / "requirements" / "lock.txt", root / "requirements" / "data.txt"]
-    files += [*(root / "companion").rglob("*"), *(root / "book" / "_data").rglob("*")]
-    digest = hashlib.sha256(os.fsencode("{}.{}.{}".format(*sys.version_info[:3])))
-    for file in sorted([*files, Path(__file__)]):
-        if file.is_file() and "__pycache__" not in file.parts:
-            name = file.relative_to(root) if file.is_relative_to(root) else Path(file.name)
-            digest.update(f"\0{name.as_posix()}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
+class Foundations:
+    """What chapters rest on beside their own text, read once for all of them."""
 
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.library = closure.Library(root)
+        self.digests: dict[Path, bytes] = {}
+        files = [root / "requirements" / "lock.txt", root / "requirements" / "data.txt"]
+        self.always = [*files, Path(__file__), Path(closure.__file__)]
+        self.others = sorted(f for f in (root / "book" / "_data").rglob("*") if f.is_file())
 
-def chapter_key(chapter: Chapter, library: str) -> str:
-    """Return the digest under which an executed chapter may be used again."""
-    return hashlib.sha256(library.encode() + chapter.source.read_bytes()).hexdigest()
+    def below(self, chapter: Chapter) -> list[Path]:
+        """Return the files that a chapter rests on: all where its source does not tell which."""
+        cells = jupytext.read(chapter.source).cells
+        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        try:
+            return [*self.always, *self.library.closure(code)]
+        except closure.UnseenError:
+            return [*self.always, *self.library.files, *self.others]
+
+    def digest(self, file: Path) -> bytes:
+        """Return a digest of a file's name and content."""
+        if file not in self.digests:
+            inside = file.is_relative_to(self.root)
+            name = file.relative_to(self.root).as_posix() if inside else file.name
+            content = hashlib.sha256(file.read_bytes()).digest()
+            self.digests[file] = hashlib.sha256(name.encode() + b"\0" + content).digest()
+        return self.digests[file]
+
+    def key(self, chapter: Chapter) -> str:
+        """Return the digest under which an executed chapter may be used again."""
+        digest = hashlib.sha256(os.fsencode("{}.{}.{}".format(*sys.version_info[:3])))
+        digest.update(hashlib.sha256(chapter.source.read_bytes()).digest())
+        for file in self.below(chapter):
+            digest.update(self.digest(file))
+        return digest.hexdigest()
 
 
 def build_metadata(chapter: Chapter) -> dict[str, Any]:
@@ -122,6 +150,62 @@ def read_chapter(chapter: Chapter) -> NotebookNode:
     return notebook
 
 
+def cores() -> float:
+    """Return how many processors this process may keep busy."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    count: float = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:  # a container may have a part of the machine only
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return min(count, int(limit) / int(period))
+    except (OSError, ValueError):
+        return count
+
+
+def jobs() -> int:
+    """Return how many things to run side by side: JOBS, or what processors and memory allow."""
+    if wanted := os.environ.get("JOBS"):
+        if not wanted.isdecimal() or int(wanted) < 1:
+            raise ChapterError(f"JOBS={wanted}: say how many things to run side by side, 1 or more")
+        return int(wanted)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, int(min(cores(), memory / BYTES_PER_JOB)))
+
+
+def patience() -> float:
+    """Return how many times longer than on an idle machine to wait, at the present load."""
+    return max(1.0, os.getloadavg()[0] / cores())
+
+
+async def side_by_side(count: int, work: list[Callable[[], Awaitable[None]]]) -> None:
+    """Do pieces of work in their order, ``count`` at a time.
+
+    An interrupt cancels all of them, and each cleans up.
+    """
+    waiting = iter(work)
+
+    async def worker() -> None:
+        for piece in waiting:
+            await piece()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(count, len(work))):
+            group.create_task(worker())
+
+
+def longest_first(found: list[Chapter]) -> list[Chapter]:
+    """Sort chapters by the seconds they took last, those that never ran by their length.
+
+    A long chapter that starts last would leave the other processors idle.
+    """
+
+    def expected(chapter: Chapter) -> float:
+        if seconds := build_metadata(chapter).get("seconds"):
+            return float(seconds)
+        return chapter.source.stat().st_size / 1000
+
+    return sorted(found, key=expected, reverse=True)
+
+
 def kernel_environment(root: Path) -> dict[str, str]:
     """Return the environment in which the build and nbval run kernels: the same, and offline."""
     build = root / "_build"
@@ -139,7 +223,8 @@ def kernel_environment(root: Path) -> dict[str, str]:
         # A waiting thread sleeps instead of spinning: on a busy machine that is many times faster.
         "OMP_WAIT_POLICY": "passive",
     }
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}  # sums depend on it
+    # Sums depend on the number of threads. With one, as many chapters run as there are processors.
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     return {**os.environ, **threads, **own}
 
 
@@ -167,30 +252,38 @@ def failure(chapter: Chapter, cell: NotebookNode, number: int, total: int, messa
     )
 
 
-def execute(chapter: Chapter, key: str) -> float:
+def plain_signals() -> None:
+    """Take back what nbclient does at a signal: it ends one kernel, and the others go on."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().remove_signal_handler(number)
+
+
+async def execute(chapter: Chapter, key: str) -> float:
     """Execute a chapter in a fresh kernel, write it with its outputs, and return the seconds."""
     notebook = read_chapter(chapter)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     chapter.executed.parent.mkdir(parents=True, exist_ok=True)
     client = NotebookClient(
         notebook,
-        timeout=CELL_SECONDS,
+        timeout_func=lambda cell: int(CELL_SECONDS * patience()),
+        startup_timeout=int(60 * patience()),
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(chapter.executed.parent)}},
     )
     reached: list[NotebookNode] = []
     client.on_cell_start = lambda cell, cell_index: reached.append(cell)
+    client.on_notebook_start = lambda notebook: plain_signals()
     started = time.monotonic()
     try:
-        client.execute(env=kernel_environment(chapter.root))
+        await client.async_execute(env=kernel_environment(chapter.root))
     except CellExecutionError as error:
         message = f"{error.ename}: {error.evalue}"
         log = chapter.root / "_build" / "failed" / f"{chapter.name}.txt"
         write_atomically(log, ANSI.sub("", str(error)))
         message += f"\n  (whole traceback: {log.relative_to(chapter.root)})"
-    except CellTimeoutError:
-        message = f"the cell ran for more than {CELL_SECONDS} s"
+    except CellTimeoutError as error:
+        message = str(error).splitlines()[0]
     except DeadKernelError:
         message = "the kernel died (out of memory?)"
     else:

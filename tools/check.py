@@ -1,8 +1,15 @@
-"""Check everything: what ``make test`` and CI run, stage by stage, with a summary at the end."""
+"""Check everything: what ``make test`` and CI run, stage by stage, with a summary at the end.
+
+Tests and notebooks run side by side, as many as there are processors (``JOBS=`` says another
+number), each on one thread.
+"""
 
 import argparse
+import asyncio
+import functools
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -15,6 +22,7 @@ import nbformat
 
 import chapters as book
 from build_book import equations, minutes
+from chapters import Chapter
 
 TOOLS = Path(__file__).resolve().parent
 # Annotated shapes and types are checked at run time. As in typing, an int will do for a float.
@@ -53,13 +61,19 @@ class Run:
             last = line if line.strip() else last
         if started.wait() == 5:
             print("pytest found no test here: a stage that checks nothing fails")
-        if match := re.search(r"(\d+) passed", last):
-            self.passed += int(match[1])
+        self.count(last)
         return started.returncode == 0
 
-    def pytest(self, *arguments: str, env: dict[str, str] | None = None) -> bool:
-        """Run pytest."""
-        return self.command("-m", "pytest", *arguments, env=env)
+    def count(self, last: str) -> None:
+        """Count the tests that passed, of which pytest's last line tells."""
+        if match := re.search(r"(\d+) passed", last):
+            self.passed += int(match[1])
+
+    def pytest(self, *arguments: str) -> bool:
+        """Run pytest, its tests spread over processes that take from each other what is left."""
+        jobs = book.jobs()
+        spread = ("-n", str(jobs), "--dist", "worksteal") if jobs > 1 else ()
+        return self.command("-m", "pytest", *spread, *arguments)
 
 
 def lint(run: Run) -> bool:
@@ -107,7 +121,9 @@ def doctests(run: Run) -> bool:
 
 def compiled(run: Run) -> bool:
     """torch.compile, which the run-time shape checks of the other tests would break."""
-    return run.pytest("tests/compile", "-p", "no:logging")  # the compiler logs at length
+    # The compiler logs at length, and would start processes of its own in each of ours.
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    return run.pytest("tests/compile", "-p", "no:logging")
 
 
 def render(run: Run) -> bool:
@@ -132,21 +148,47 @@ def reproduce(run: Run) -> bool:
     ]
     print(*faults, sep="\n", end="\n" if faults else "")
     book.prepare_kernels(run.root)
-    environment = {**book.kernel_environment(run.root), "PYTHONPATH": str(TOOLS)}
-    timeout = f"--nbval-cell-timeout={book.CELL_SECONDS}"
-    flags = (
-        "--nbval",
-        "--nbval-current-env",
-        timeout,
-        "-p",
-        "nbval_strict",
-        "-p",
-        "no:cacheprovider",
-    )
-    files = [str(chapter.executed.relative_to(run.root)) for chapter in found]
-    good = run.pytest(*flags, *files, env=environment) and not faults
+    failed: list[str] = []
+
+    async def repeat(chapter: Chapter) -> None:
+        if not await repeated(run, chapter):
+            failed.append(chapter.name)
+
+    work = [functools.partial(repeat, chapter) for chapter in book.longest_first(found)]
+    asyncio.run(book.side_by_side(book.jobs(), work))
+    print(*(f"not reproduced: {name}" for name in failed), sep="\n")
+    good = bool(found) and not failed and not faults
     run.notes["notebooks reproduced"] = f"{len(found)}" if good else "not all"
     return good
+
+
+async def repeated(run: Run, chapter: Chapter) -> bool:
+    """Let nbval repeat one chapter, in a process of its own, and show in one piece what it said."""
+    command = ["-m", "pytest", "--nbval", "--nbval-current-env", "-p", "nbval_strict"]
+    command += ["-p", "no:cacheprovider", str(chapter.executed.relative_to(run.root))]
+    command += [f"--nbval-cell-timeout={book.CELL_SECONDS * book.patience():.0f}"]
+    command += [f"--nbval-kernel-startup-timeout={60 * book.patience():.0f}"]
+    environment = book.kernel_environment(run.root)
+    paths = filter(None, [str(TOOLS), environment.get("PYTHONPATH")])
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        cwd=run.root,
+        env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        said = (await process.communicate())[0].decode().rstrip().splitlines() or [""]
+    finally:
+        if process.returncode is None:
+            process.terminate()
+    run.count(said[-1])
+    if process.returncode == 0:
+        print(f"{chapter.short:<32} {said[-1].strip('= ')}", flush=True)
+    else:
+        print(f"\n{chapter.name}", *said, "", sep="\n", flush=True)
+    return process.returncode == 0
 
 
 def site(run: Run) -> bool:
@@ -167,6 +209,12 @@ STAGES: dict[str, Callable[[Run], bool]] = {
 NEEDS_BOOK = ("nbval", "site")
 
 
+def cpu_seconds() -> float:
+    """Return the processor time of the commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> int:
     """Run the stages asked for and summarize."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -177,11 +225,13 @@ def main() -> int:
     if unknown := set(chosen) - set(STAGES):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
     os.environ["PYTHONUNBUFFERED"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     run, begun, rows = Run(arguments.root.resolve()), time.monotonic(), {}
+    times: dict[str, str] = {}
     for number, name in enumerate(chosen, 1):
         said = (STAGES[name].__doc__ or "").splitlines()[0]
         print(f"\n== {number}/{len(chosen)} {name}: {said}", flush=True)
-        started = time.monotonic()
+        started, used = time.monotonic(), cpu_seconds()
         if name in NEEDS_BOOK and rows.get("book", "passed") != "passed":
             rows[name] = "not run"
             print("not run: the book did not build", flush=True)
@@ -192,15 +242,19 @@ def main() -> int:
             print(f"FAILED: {error}")
             good = False
         rows[name] = "passed" if good else "FAILED"
-        print(f"== {name} {rows[name]} in {minutes(time.monotonic() - started)}", flush=True)
+        wall, cpu = minutes(time.monotonic() - started), minutes(cpu_seconds() - used)
+        times[name] = f"{wall:>13} {cpu:>13} of processor time"
+        print(f"== {name} {rows[name]} in {wall}", flush=True)
     facts = {
         **run.notes,
         "tests passed": str(run.passed),
         "total time": minutes(time.monotonic() - begun),
     }
     print("\nSummary")
-    for name, result in {**rows, **facts}.items():
-        print(f"  {name:<21} {result}")
+    for name, result in rows.items():
+        print(f"  {name:<21} {result:<8}{times.get(name, '')}")
+    for name, fact in facts.items():
+        print(f"  {name:<21} {fact}")
     bad = [name for name, result in rows.items() if result != "passed"]
     print(f"{'FAILED: ' + ', '.join(bad) if bad else 'Everything passed.'}", flush=True)
     return 1 if bad else 0

@@ -23,8 +23,13 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out of the comparison only what no run can repeat: counters and metadata."""
+    """Leave out of the comparison only what no run can repeat: counters and metadata.
+
+    And wait longer than nbval's 5 s for what a cell wrote, on a machine that is busy.
+    """
     for item in items:
+        if hasattr(item, "output_timeout"):
+            item.output_timeout = 60
         skipped = getattr(item.parent, "skip_compare", ())
         if skipped:
             item.parent.skip_compare = tuple(key for key in skipped if not key.startswith("image/"))

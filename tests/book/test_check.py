@@ -1,8 +1,11 @@
 """``make test``: it goes on after a failure, counts, sums up, and fails if anything did."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from .conftest import ROOT, chapter_text
 
@@ -21,7 +24,9 @@ def write(path: Path, text: str) -> None:
 
 def summary(output: str) -> dict[str, str]:
     lines = output.split("\nSummary\n")[1].splitlines()
-    return {line[:23].strip(): line[23:].strip() for line in lines if line.startswith("  ")}
+    # After the result of a stage stand its times.
+    rows = (re.split(r"\s{2,}", line.strip()) for line in lines if line.startswith("  "))
+    return {row[0]: row[1] for row in rows}
 
 
 def test_stages_go_on_after_a_failure_and_are_summed_up(tiny: Path) -> None:
@@ -32,6 +37,9 @@ def test_stages_go_on_after_a_failure_and_are_summed_up(tiny: Path) -> None:
     said = summary(done.stdout)
     assert (said["compile"], said["tests"], said["site"]) == ("FAILED", "passed", "FAILED")
     assert said["tests passed"] == "3"
+    assert re.search(
+        r"^  tests +passed +\d+ s +\d+ s of processor time$", done.stdout, re.MULTILINE
+    )
     assert done.stdout.rstrip().endswith("FAILED: compile, site")
     assert "1 failed, 1 passed in" in done.stdout, "pytest's own closing lines stay visible"
 
@@ -66,7 +74,28 @@ def test_a_chapter_that_does_not_repeat_itself_fails_where_it_stands(tiny: Path)
     said = summary(done.stdout)
     assert (said["book"], said["nbval"]) == ("passed", "FAILED")
     assert said["notebooks reproduced"] == "not all"
+    assert said["tests passed"] == "2", "the two cells of the other chapter"
     assert "two.ipynb::Cell 0" in done.stdout
+    assert re.search(r"^part/one +2 passed in", done.stdout, re.MULTILINE)
+    assert "not reproduced: book/part/two" in done.stdout
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_every_chapter_that_does_not_repeat_itself_is_named(
+    tiny: Path, jobs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOBS", jobs)
+    for name in ("one", "two"):
+        cells = ("import time", "print(time.time_ns())")
+        write(tiny / f"book/part/{name}.md", chapter_text(name.title(), *cells))
+    done = check(tiny, "book", "nbval")
+    assert done.returncode == 1
+    for name in ("one", "two"):
+        assert f"not reproduced: book/part/{name}" in done.stdout
+        # What is said of one chapter stands together.
+        block = done.stdout.split(f"\nbook/part/{name}\n")[1].split("\nbook/part/")[0]
+        assert f"{name}.ipynb::Cell 1" in block
+        assert "1 failed, 1 passed" in block
 
 
 def test_chapters_are_linted_with_the_line_numbers_of_the_page(tiny: Path) -> None:

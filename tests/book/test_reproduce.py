@@ -1,5 +1,6 @@
 """nbval compares every kind of output, so that the second execution means something."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,7 +71,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     path.write_text(text, encoding="utf-8")
     chapter = book.Chapter(root, "book/part/kinds")
     book.prepare_kernels(root)
-    book.execute(chapter, "key")
+    asyncio.run(book.execute(chapter, "key"))
     return root, chapter.executed
 
 

@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import check
 import environment
 import lock
 
@@ -102,6 +103,17 @@ def test_the_supported_pythons_are_the_same_everywhere() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     matrix = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
     assert (matrix[0], matrix[-1]) == (PYTHONS[0], PYTHONS[-1])
+
+
+def test_the_workflow_checks_everything_once_and_the_code_on_both_pythons() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    job = workflow["jobs"]["test"]
+    only = {row["python"]: row["only"] for row in job["strategy"]["matrix"]["include"]}
+    assert only["3.13"] == "", "everything"
+    assert set(only["3.11"].split(",")) == set(check.STAGES) - {"book", "nbval", "site"}
+    step = next(step for step in job["steps"] if step.get("run") == ".ci/run")
+    assert step["env"]["ONLY"] == "${{ matrix.only }}"
+    assert "$(if $(ONLY),--only $(ONLY))" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_the_environment_is_keyed_on_all_that_it_is_made_from() -> None:

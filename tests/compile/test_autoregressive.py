@@ -38,8 +38,15 @@ def model_of(form: str, g: torch.Generator) -> Decoder:
 
 # TorchDynamo itself makes an instance of autograd.Function while it traces one.
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
-@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize(
+    ("form", "chunked"),
+    [
+        ("gpt2", True),
+        ("gpt2", False),
+        ("llama", True),
+        pytest.param("llama", False, marks=pytest.mark.inductor),
+    ],
+)
 def test_the_loss_compiles_with_its_gradient(form: str, chunked: bool, g: torch.Generator) -> None:
     model = model_of(form, g)
     ids = torch.randint(0, V, (3, N + 1), generator=g)

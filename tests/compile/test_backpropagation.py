@@ -56,6 +56,7 @@ def test_structural_rules_compile(name: str) -> None:
     torch.testing.assert_close(compiled(rule)(*inputs), rule(*inputs), **EXACT)
 
 
+@pytest.mark.inductor
 def test_a_width_mlp_compiles() -> None:
     g = torch.Generator().manual_seed(0)
     model = WidthMLP(D, H, K, base_width=2, generator=g, dtype=torch.float64)

@@ -34,6 +34,7 @@ def test_a_compiled_loss_trains_like_an_eager_one():
     torch.testing.assert_close(run(True), run(False), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.inductor
 # Dynamo looks at .grad of a block's input and hides the warning; but here warnings are errors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_compiled_blocks_train_like_eager_ones():

@@ -44,7 +44,7 @@ def test_functions_of_weights_compile(
     torch.testing.assert_close(compiled(function)(A), function(A), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("learned", [False, pytest.param(True, marks=pytest.mark.inductor)])
 def test_attention_with_a_sink_compiles_with_its_backward_pass(
     learned: bool, g: torch.Generator
 ) -> None:

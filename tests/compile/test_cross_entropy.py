@@ -64,7 +64,10 @@ def test_losses_compile_with_hard_and_soft_targets(
 
 # TorchDynamo itself makes an instance of autograd.Function while it traces one.
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("function", [chunked_cross_entropy, linear_cross_entropy])
+@pytest.mark.parametrize(
+    "function",
+    [pytest.param(chunked_cross_entropy, marks=pytest.mark.inductor), linear_cross_entropy],
+)
 def test_heads_compile_with_their_backward_pass(
     function: Callable[..., Tensor], g: torch.Generator
 ) -> None:

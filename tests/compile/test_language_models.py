@@ -1,5 +1,6 @@
 """The hot functions of the chapter on language models compile without a graph break."""
 
+import pytest
 import torch
 
 from companion.foundations import language_models as lm
@@ -13,6 +14,7 @@ def test_ngram_log_probs_compile() -> None:
     torch.testing.assert_close(compiled(contexts, symbols), model.log_prob(contexts, symbols))
 
 
+@pytest.mark.inductor
 def test_the_neural_model_compiles_forward_and_backward() -> None:
     config = lm.NPLMConfig(vocab_size=11, context=3, dim=5, hidden=7)
     model = lm.NPLM(config, generator=torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -75,6 +76,7 @@ def test_without_a_number_all_positions_are_predicted() -> None:
     torch.testing.assert_close(fast(**b), model.loss(**b).total, **CLOSE)
 
 
+@pytest.mark.inductor
 def test_both_heads_compile() -> None:
     torch._dynamo.reset()
     model: Any = BertForPreTraining(CONFIG).double()

@@ -30,7 +30,9 @@ def draw(*shape: int, g: torch.Generator) -> Tensor:
 
 
 @pytest.mark.parametrize("kv_heads", [6, 3])
-@pytest.mark.parametrize("rule", [None, causal()], ids=["all", "causal"])
+@pytest.mark.parametrize(
+    "rule", [None, pytest.param(causal(), marks=pytest.mark.inductor)], ids=["all", "causal"]
+)
 def test_the_layer_compiles_with_its_backward_pass(
     g: torch.Generator, kv_heads: int, rule: Any
 ) -> None:
@@ -58,6 +60,7 @@ def test_padding_and_cross_attention_compile(g: torch.Generator) -> None:
     torch.testing.assert_close(made, expected, **EXACT)
 
 
+@pytest.mark.inductor
 @torch.no_grad()
 def test_a_decoding_step_with_its_cache_compiles(g: torch.Generator) -> None:
     mha = MultiHeadAttention(D, 6, kv_heads=3, dtype=torch.float64)

@@ -31,6 +31,7 @@ def test_a_compiled_update_equals_the_eager_one(rule, slots, extra):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.inductor
 def test_clipping_compiles():
     g = generator(0)
     grads = [randn(*shape, generator=g, dtype=torch.float64) for shape in ((5, 3), (7,))]

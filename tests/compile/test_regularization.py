@@ -32,6 +32,7 @@ def test_a_generator_cannot_enter_a_graph():
         compiled(torch.ones(7), generator(0))
 
 
+@pytest.mark.inductor
 def test_the_hash_is_the_same_in_a_graph():
     compiled = torch.compile(lambda key: hashed_mask((101, 97), p=0.3, key=key), fullgraph=True)
     for key in torch.tensor([[1, 2, 3], [2**32 - 1, 2**31, 2**32 - 1], [0, 0, 0]]):

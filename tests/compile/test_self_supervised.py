@@ -66,6 +66,7 @@ def test_losses_compile_with_their_backward_pass(name: str, g: torch.Generator) 
 
 
 # TorchDynamo itself makes an instance of autograd.Function while it traces one.
+@pytest.mark.inductor
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
 def test_the_chunked_loss_compiles(g: torch.Generator) -> None:
     u, v = (torch.randn(N, D, generator=g, dtype=torch.float64).requires_grad_() for _ in range(2))

@@ -46,6 +46,7 @@ def thawed(module: nn.Module, g: torch.Generator) -> nn.Module:
     return module
 
 
+@pytest.mark.inductor
 @pytest.mark.parametrize("merged", [False, True])
 def test_lora_compiles(g: torch.Generator, merged: bool) -> None:
     with torch.random.fork_rng():

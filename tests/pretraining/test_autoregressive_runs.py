@@ -1,46 +1,18 @@
 """The long runs of the chapter: their scripts work, and what is stored is what the chapter says."""
 
-import json
-import runpy
-import sys
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from companion import data
 from companion.pretraining.autoregressive import llama_config
 from companion.transformer.block import parameter_count
 
-FOLDER = Path(__file__).parents[2] / "book" / "_runs"
 
-
-@pytest.fixture
-def stored(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What a script would have stored; nothing is written."""
-    kept: dict[str, Any] = {}
-    monkeypatch.syspath_prepend(str(FOLDER))
-    import _store
-
-    def keep(name: str, results: dict[str, Any], **told: Any) -> None:
-        kept[name] = json.loads(json.dumps(results, allow_nan=False))
-        kept["told"] = told
-
-    monkeypatch.setattr(_store, "store", keep)
-    for name in ("autoregressive_gpt", "scaling"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return kept
-
-
-def run(script: str, *argv: str) -> None:
-    runpy.run_path(str(FOLDER / f"{script}.py"))["main"](list(argv))
-
-
-def test_the_script_of_the_language_model_runs(stored: dict[str, Any]) -> None:
+def test_the_script_of_the_language_model_runs(scripts: Any) -> None:
     sizes = ("--layers", "1", "--dim", "24", "--heads", "3", "--context", "32", "--vocab", "300")
-    run("autoregressive_gpt", "--steps", "4", "--seed", "3", "--plays", "8", "--batch", "2", *sizes)
-    made = stored["autoregressive_gpt"]
-    assert stored["told"]["seed"] == 3
+    steps = ("--steps", "4", "--seed", "3", "--plays", "8", "--batch", "2")
+    run = scripts.run("autoregressive_gpt", *steps, *sizes)
+    made = run.results
+    assert run.seed == 3
     assert made["plays"] == [6, 1, 1]
     assert {row["tokens"] for row in made["kneser_ney"]} == {"bytes", "BPE 512"}
     (only,) = made["runs"]
@@ -50,9 +22,8 @@ def test_the_script_of_the_language_model_runs(stored: dict[str, Any]) -> None:
     assert 3 < only["test"] < 9
 
 
-def test_the_script_of_the_scaling_runs_runs(stored: dict[str, Any]) -> None:
-    run("scaling", "--steps", "2", "--scored", "1000", "--repeats", "2")
-    made = stored["scaling"]
+def test_the_script_of_the_scaling_runs_runs(scripts: Any) -> None:
+    made = scripts.run("scaling", "--steps", "2", "--scored", "1000", "--repeats", "2").results
     assert len(made["runs"]) > 15
     assert all(row["D"] == 512 for row in made["runs"])
     (again,) = made["repeats"]

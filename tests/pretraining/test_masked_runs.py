@@ -1,54 +1,19 @@
 """The long runs of the chapter on masked models: they work, and left what the chapter says."""
 
-import importlib
-import json
 import math
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from companion import data
 from companion.core import generator
 
-RUNS = Path(__file__).parents[2] / "book" / "_runs"
 
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Run a script with few steps, and hand over what it would store."""
-    monkeypatch.syspath_prepend(str(RUNS))
-    before = set(sys.modules)
-
-    def run(name: str, *arguments: str) -> dict[str, Any]:
-        module = importlib.import_module(name)
-        kept: dict[str, Any] = {}
-
-        def store(stored: str, results: dict[str, Any], *, seed: int, seconds: float) -> None:
-            assert stored == name
-            assert seconds > 0
-            kept.update(results)
-
-        monkeypatch.setattr(module, "store", store)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        module.main()
-        json.dumps(kept, allow_nan=False)
-        return kept
-
-    yield run
-    for name in set(sys.modules) - before:
-        if name.startswith("masked_") or name == "_store":
-            del sys.modules[name]
-
-
-def test_bert_is_trained_and_compared(script: Callable[..., dict[str, Any]]) -> None:
-    found = script(
+def test_bert_is_trained_and_compared(scripts: Any) -> None:
+    found = scripts.run(
         "masked_bert",
         *("--steps", "4", "--every", "2", "--pairs", "20", "--tuning-pairs", "6", "--order", "2"),
-    )
+    ).results
     assert found["curve"]["step"] == [0, 2, 4]
     assert len(found["training"]["masked"]) == 2
     for setting in ("together", "alone"):
@@ -62,25 +27,24 @@ def test_bert_is_trained_and_compared(script: Callable[..., dict[str, Any]]) -> 
     assert found["together"]["accuracy"]["unigram"] == found["alone"]["accuracy"]["unigram"]
 
 
-def test_choices_are_compared(script: Callable[..., dict[str, Any]]) -> None:
-    found = script(
+def test_choices_are_compared(scripts: Any) -> None:
+    found = scripts.run(
         "masked_choices",
         *("--steps", "2", "--mask-steps", "3", "--pairs", "20", "--chapters", "4"),
-    )
+    ).results
     assert list(found["rates"]) == ["0.05", "0.15", "0.3", "0.5", "0.7"]
     assert list(found["masks"]) == ["static", "ten masks", "dynamic"]
 
 
-def test_pairs_are_learned(script: Callable[..., dict[str, Any]]) -> None:
-    found = script("masked_pairs", "--steps", "2", "--batch", "2", "--pairs", "12", "--every", "2")
+def test_pairs_are_learned(scripts: Any) -> None:
+    small = ("--steps", "2", "--batch", "2", "--pairs", "12", "--every", "2")
+    found = scripts.run("masked_pairs", *small).results
     assert list(found["tasks"]) == ["NSP, other chapter", "NSP, same chapter", "SOP"]
     assert all(task["curve"]["step"] == [0, 2] for task in found["tasks"].values())
 
 
-def test_static_masks_repeat_and_dynamic_ones_do_not(
-    monkeypatch: pytest.MonkeyPatch, script: Any
-) -> None:
-    choices = importlib.import_module("masked_choices")
+def test_static_masks_repeat_and_dynamic_ones_do_not(scripts: Any) -> None:
+    choices = scripts.load("masked_choices")
     documents = [[[10 + i, 11 + i, 12 + i] for i in range(9)] for _ in range(2)]
     targets = {}
     for name, copies in choices.COPIES.items():
@@ -96,8 +60,8 @@ def test_static_masks_repeat_and_dynamic_ones_do_not(
     assert targets["dynamic"][0] != targets["dynamic"][10]
 
 
-def test_odds_ratios_of_both_blanks_agree_for_a_joint_distribution(script: Any) -> None:
-    bert = importlib.import_module("masked_bert")
+def test_odds_ratios_of_both_blanks_agree_for_a_joint_distribution(scripts: Any) -> None:
+    bert = scripts.load("masked_bert")
     split = bert.corpus(held_out=30)
     model = bert.build(g=generator(0))
     with torch.no_grad():  # with no way through the blocks, tokens are independent: ratios are 1

@@ -1,11 +1,8 @@
 """Losses without negatives, their dynamics, views of pictures, and the stored run."""
 
-import importlib.util
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -374,29 +371,12 @@ def test_errors_name_what_is_wrong(
 # --- the stored run -----------------------------------------------------------------------------
 
 
-RUNS = Path(__file__).resolve().parents[2] / "book" / "_runs"
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.syspath_prepend(str(RUNS))
-    spec = importlib.util.spec_from_file_location("simcse_run", RUNS / "simcse.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("_store", None)
-
-
-def test_the_script_of_the_run_runs(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored: dict[str, Any] = {}
-    monkeypatch.setattr(script, "store", lambda name, results, **kw: stored.update(kw, name=name))
+def test_the_script_of_the_run_runs(scripts: Any) -> None:
     small = {"steps": 2, "every": 1, "batch": 3, "held-out": 5, "layers": 1, "seed": 3}
-    made = script.main([part for key, value in small.items() for part in (f"--{key}", str(value))])
-    assert stored["name"] == "simcse"
-    assert stored["seed"] == 3
+    arguments = [part for key, value in small.items() for part in (f"--{key}", str(value))]
+    run = scripts.run("simcse", *arguments)
+    made = run.results
+    assert run.seed == 3
     assert [run["steps"] for run in made["runs"]] == [[0, 1, 2], [0, 1, 2]]
     dropped, equal = made["runs"]
     assert min(dropped["views"]) > 0.01
@@ -404,7 +384,8 @@ def test_the_script_of_the_run_runs(script: Any, monkeypatch: pytest.MonkeyPatch
     assert all(math.isfinite(v) for run in made["runs"] for v in run["loss"])
 
 
-def test_halves_make_the_whole(script: Any) -> None:
+def test_halves_make_the_whole(scripts: Any) -> None:
+    script = scripts.load("simcse")
     assert [script.half("In the beginning God created", side) for side in (0, 1)] == [
         "In the",
         "beginning God created",

@@ -1,42 +1,13 @@
 """The scripts of the stored runs run, and what is stored has what the chapter says."""
 
-import sys
-from collections.abc import Iterator
-from importlib import import_module
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from companion import data
 
-SCRIPTS = Path(__file__).parents[2] / "book" / "_runs"
 
-
-@pytest.fixture
-def scripts() -> Iterator[None]:
-    sys.path.insert(0, str(SCRIPTS))
-    yield
-    sys.path.remove(str(SCRIPTS))
-
-
-def run(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    script = import_module(name)
-    kept: dict[str, Any] = {}
-
-    def store(stored: str, results: dict[str, Any], *, seed: int, seconds: float) -> None:
-        kept.update(results, name=stored, seed=seed, seconds=seconds)
-
-    monkeypatch.setattr(script, "store", store)
-    script.main(arguments)
-    assert kept["name"] == name
-    return kept
-
-
-@pytest.mark.usefixtures("scripts")
-def test_the_comparison_of_methods_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comparison_of_methods_runs(scripts: Any) -> None:
     arguments = ["--seeds", "1", "--steps", "2", "--batch", "3", "--each", "4", "--methods"]
-    made = run("transfer_finetune", [*arguments, "lp-ft", "lora-1", "prompt"], monkeypatch)
+    made = scripts.run("transfer_finetune", *arguments, "lp-ft", "lora-1", "prompt").results
     assert [r["method"] for r in made["runs"]] == ["static", "probe", "lp-ft", "lora-1", "prompt"]
     assert made["sizes"] == {"train": 12, "valid": 6, "same": 12, "other": 12}
     counts = {r["method"]: r["trained"] for r in made["runs"]}
@@ -46,10 +17,9 @@ def test_the_comparison_of_methods_runs(monkeypatch: pytest.MonkeyPatch) -> None
     assert counts["prompt"] == head + 8 * 384
 
 
-@pytest.mark.usefixtures("scripts")
-def test_the_comparison_of_forgetting_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comparison_of_forgetting_runs(scripts: Any) -> None:
     arguments = ["--seeds", "1", "--steps", "1", "--every", "1", "--width", "16", "--tests", "1"]
-    made = run("transfer_forgetting", [*arguments, "--methods", "ewc", "lora-8"], monkeypatch)
+    made = scripts.run("transfer_forgetting", *arguments, "--methods", "ewc", "lora-8").results
     ewc, lora = made["runs"]
     assert ewc["moved"] > 0
     assert lora["moved"] is None

@@ -1,4 +1,4 @@
-"""The rendered book, a server for it, and one headless browser for all tests."""
+"""The rendered book, a server for it, and a headless browser for each process of tests."""
 
 import functools
 import http.server
@@ -109,7 +109,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(program("chromedriver")))
-    driver.set_script_timeout(30)
-    driver.set_page_load_timeout(30)
+    # A page takes a second on an idle machine; the longest, all of the library, takes ten.
+    driver.set_script_timeout(120)
+    driver.set_page_load_timeout(120)
     yield driver
     driver.quit()
