@@ -1,4 +1,4 @@
-"""Entry of ``python -m companion``: train a language model on text, and let it write."""
+"""Entry of ``python -m companion``, the same as the command ``companion``."""
 
 import sys
 

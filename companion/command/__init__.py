@@ -1,4 +1,8 @@
-"""The command line: ``companion train`` and ``companion generate``."""
+"""The command line: ``companion train`` makes a language model, ``companion generate`` uses it.
+
+Each command is a module with ``HELP``, ``add_arguments`` and ``run``, and a row of the table in
+``_main``. They import what is heavy when they run, so that ``--help`` answers at once.
+"""
 
 from companion.command._main import main
 

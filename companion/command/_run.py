@@ -3,16 +3,20 @@
 import argparse
 import json
 import math
+import os
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from companion.command._corpus import Corpus
+from companion._console import write
+from companion.command._corpus import WORK, Corpus, read_tokenizer
+from companion.command._options import interval
+from companion.command._writing import continue_prompt
 from companion.core import (
     Checkpoints,
     LossModule,
@@ -26,7 +30,7 @@ from companion.core import (
 )
 from companion.core._storage import write_atomically
 from companion.foundations.optimization import warmup_cosine
-from companion.models import generate, load_pretrained, sample, save_llama
+from companion.models import save_llama
 from companion.pretraining.autoregressive._forms import llama_config
 from companion.pretraining.autoregressive._loss import next_token_loss
 from companion.pretraining.autoregressive._packed import PackedTokens
@@ -37,29 +41,7 @@ from companion.transformer.block import (
     parameter_count,
 )
 
-__all__ = ["WORK", "continue_prompt", "decoder_config", "interval", "positive", "read_text", "run"]
-
-WORK = "run"  # folder of what only the training itself needs
-
-
-def positive(name: str, value: int) -> int:
-    """Require an option to be 1 or more."""
-    if value < 1:
-        raise ValueError(f"--{name} must be 1 or more, got {value}")
-    return value
-
-
-def interval(name: str, value: int | None, steps: int, parts: int) -> int:
-    """Return the steps between two events: those asked for, or a part of all."""
-    return max(1, steps // parts) if value is None else positive(name, value)
-
-
-def read_text(path: str | Path) -> str:
-    """Read a file as UTF-8."""
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+__all__ = ["decoder_config", "kind_of", "require_model", "run", "share_of"]
 
 
 def decoder_config(settings: dict[str, Any], vocab: int) -> TransformerConfig:
@@ -73,6 +55,49 @@ def decoder_config(settings: dict[str, Any], vocab: int) -> TransformerConfig:
         tied=True,
         dropout=settings["dropout"],
     )
+
+
+def share_of(settings: dict[str, Any], here: Processes) -> int:
+    """Return how many blocks a process reads at once."""
+    batch, accumulate = int(settings["batch"]), int(settings["accumulate"])
+    share, left = divmod(batch, here.world * accumulate)
+    if left or not share:
+        raise ValueError(
+            f"--batch {batch} cannot be shared by {here.world} processes "
+            f"with {accumulate} batches each"
+        )
+    return share
+
+
+def kind_of(parallel: str, here: Processes) -> Literal["none", "ddp", "fsdp"]:
+    """Return how processes work together, as :func:`companion.core.parallelize` calls it."""
+    if parallel == "auto":
+        return "ddp" if here.world > 1 else "none"
+    if parallel == "none" and here.world > 1:
+        raise ValueError(f"{here.world} processes run: --parallel must be ddp or fsdp")
+    if parallel != "none" and not torch.distributed.is_initialized():
+        raise ValueError(f"{parallel!r} needs processes that know each other: start with torchrun")
+    return "ddp" if parallel == "ddp" else "fsdp" if parallel == "fsdp" else "none"
+
+
+def require_model(config: TransformerConfig, here: Processes) -> None:
+    """Refuse a model that cannot be made, or trained: a system may end that without a word."""
+    count = parameter_count(config, kind="decoder")
+    # A weight, its gradient and two moments in float32; FSDP may share them.
+    need = 16 * count // here.world
+    if here.device.type == "cuda":
+        have = torch.cuda.mem_get_info(here.device)[1]
+    elif hasattr(os, "sysconf"):
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        have = need  # Windows does not tell
+    if need > have:
+        raise ValueError(
+            f"a model of {count:,} parameters needs {need / 1e9:.3g} GB to be trained, and there "
+            f"are {have / 1e9:.3g} GB: choose smaller sizes"
+        )
+    with torch.device("meta"):  # no memory, and all checks
+        Decoder(config)
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -136,27 +161,19 @@ def run(
     """Train from the beginning or the last checkpoint, and write the model."""
     config = decoder_config(settings, corpus.vocab)
     steps, accumulate = settings["steps"], settings["accumulate"]
-    share, left = divmod(settings["batch"], here.world * accumulate)
-    if left or not share:
-        raise ValueError(
-            f"--batch {settings['batch']} cannot be shared by {here.world} processes "
-            f"with {accumulate} batches each"
-        )
+    tokenizer = read_tokenizer(out / WORK)
     torch.manual_seed(settings["seed"] + here.rank)  # dropout draws from the global generator
     decoder = initialize_(Decoder(config), generator=generator(settings["seed"])).to(here.device)
-    kind = chosen.parallel
-    if kind == "auto":
-        kind = "ddp" if here.world > 1 else "none"
     module = parallelize(
         LossModule(decoder, _loss),
-        kind,
+        kind_of(chosen.parallel, here),
         activation_checkpointing=chosen.recompute,
         compile=chosen.compile,
     )
     data = PackedTokens(
         corpus.ids(out / WORK, "train"),
         context=config.context,
-        batch=share,
+        batch=share_of(settings, here),
         seed=settings["seed"],
         rank=here.rank,
         world=here.world,
@@ -200,7 +217,7 @@ def run(
         for name, tensor in decoder.state_dict().items()
     }
     curve = [] if held_out is None else held_out.curve
-    on_main(lambda: _finish(out, weights, config, corpus, settings, log, curve, here))
+    on_main(lambda: _finish(out, weights, config, tokenizer, corpus, settings, log, curve, here))
 
 
 def _introduction(
@@ -213,12 +230,15 @@ def _introduction(
 ) -> str:
     count = parameter_count(config, kind="decoder")
     found = checkpoints.steps()
+    lost = corpus.train_lost + corpus.held_out_lost
     lines = [
         f"{count:,} parameters, {corpus.vocab:,} tokens in the vocabulary",
         f"{corpus.train_tokens:,} tokens ({corpus.train_bytes:,} bytes) to learn from",
         f"{corpus.held_out_tokens:,} tokens ({corpus.held_out_bytes:,} bytes) held out",
         f"{steps:,} steps, {data.batch * data.world * accumulate * steps / data.blocks:.3g} epochs",
     ]
+    if lost:
+        lines.append(f"{lost:,} bytes that the tokenizer does not tell are not counted")
     if found:
         lines.append(f"going on after step {found[-1]}")
     return "\n".join(lines)
@@ -277,13 +297,14 @@ def _duration(seconds: float) -> str:
 
 def _say(here: Processes, text: str) -> None:
     if here.main:
-        print(text, flush=True)
+        write(text)
 
 
 def _finish(
     out: Path,
     weights: dict[str, Tensor],
     config: TransformerConfig,
+    tokenizer: str,
     corpus: Corpus,
     settings: dict[str, Any],
     log: TrainingLog,
@@ -291,7 +312,6 @@ def _finish(
     here: Processes,
 ) -> None:
     """Write the model, the curves, and something that the model writes."""
-    tokenizer = read_text(out / WORK / "tokenizer.json")
     from tokenizers import Tokenizer
 
     end = str(Tokenizer.from_str(tokenizer).id_to_token(corpus.end))
@@ -310,53 +330,3 @@ def _finish(
     written = continue_prompt(out, "", tokens=min(200, 2 * config.context), temperature=0.8)
     write_atomically(out / "sample.txt", written)
     _say(here, f"wrote {out}\n\n{written}")
-
-
-def continue_prompt(
-    directory: str | Path,
-    prompt: str,
-    *,
-    tokens: int,
-    temperature: float = 0.8,
-    seed: int = 0,
-    device: str | torch.device | None = "cpu",
-) -> str:
-    """Continue a prompt with a model of Llama's form.
-
-    Args:
-        directory: Its folder.
-        prompt: The beginning; an empty one starts a new text.
-        tokens: How many tokens to write at most.
-        temperature: 0 or more; 0 takes the most likely token.
-        seed: Of the draws.
-        device: Where to compute.
-
-    Returns:
-        The prompt and what follows, up to the end of the text if the model ends it.
-
-    Raises:
-        FileNotFoundError: If the folder holds no model.
-        ValueError: If an argument is out of its domain, or the model is of another form.
-    """
-    positive("tokens", tokens)
-    loaded = load_pretrained(directory, device=device)
-    if not isinstance(loaded.model, Decoder):
-        raise ValueError(f"{directory} holds an encoder: only a decoder writes")
-    row = loaded.tokenizer.encode(prompt).ids
-    stop = loaded.stop
-    if not row:
-        row = list(stop[:1])
-    if not row:
-        raise ValueError("the model has no token to begin with: give a prompt")
-    ids = torch.tensor([row], device=loaded.model.tokens.weight.device)
-    new = generate(
-        loaded.model,
-        ids,
-        tokens=tokens,
-        pick=sample(generator=generator(seed), temperature=temperature),
-        stop=stop,
-    )[0].tolist()
-    ended = next((place for place, token in enumerate(new) if token in stop), len(new))
-    # Both together: some tokenizers take the first space of a text away.
-    before, both = (loaded.tokenizer.decode(made) for made in (row, [*row, *new[:ended]]))
-    return prompt + both.removeprefix(before)

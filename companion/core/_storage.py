@@ -11,7 +11,7 @@ from torch import Tensor
 
 from companion.core.parallel import is_main
 
-__all__ = ["file_hash", "pack", "sync", "unpack", "whole", "write_atomically"]
+__all__ = ["file_hash", "pack", "sync", "unpack", "unshared", "whole", "write_atomically"]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -19,6 +19,16 @@ def whole(tensor: Tensor) -> Tensor:
     tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     # Other processes have no use for what they gathered.
     return tensor.detach().cpu().contiguous() if is_main() else torch.empty(0)
+
+
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, of which no two share memory: the files hold each by itself."""
+    made, seen = {}, set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        made[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return made
 
 
 def sync(path: Path) -> None:

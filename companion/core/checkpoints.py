@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from companion.core._storage import file_hash, pack, sync, unpack, whole
+from companion.core._storage import file_hash, pack, sync, unpack, unshared, whole
 from companion.core.parallel import exchange_device, is_main, on_main, world_size
 from companion.core.validation import check_count
 
@@ -44,24 +44,25 @@ class Progress:
 
     Attributes:
         step: Updates done.
-        loss: The loss of each, shape ``(step,)``.
-        grad_norm: The gradient norm of each, same shape.
+        loss: The loss of each, shape ``(step,)``; empty where the loop keeps none.
+        grad_norm: The gradient norm of each, same shape as ``loss``.
         seconds: Wall time so far.
     """
 
     step: int
-    loss: Tensor
-    grad_norm: Tensor
-    seconds: float
+    loss: Tensor = field(default_factory=lambda: torch.empty(0))
+    grad_norm: Tensor = field(default_factory=lambda: torch.empty(0))
+    seconds: float = 0.0
 
 
 class Checkpoints:
     """A folder of checkpoints, and everything that goes into them.
 
-    Pass it to :func:`companion.core.train`, which saves and continues. Saved are the model, the
-    optimizer, the losses so far, the position in the data and in the schedule, the scaler of
-    float16, PyTorch's global generators on every process, the given generators, and the state of
-    further objects.
+    Pass it to :func:`companion.core.train`, which saves and continues; or call :meth:`load` before
+    a loop of your own and :meth:`save` in it. Saved are the model, the optimizer, the losses so
+    far, the position in the data and in the schedule, the scaler of float16, PyTorch's global
+    generators on every process, the given generators, and the state of further objects: a
+    schedule of ``torch.optim.lr_scheduler`` or a second optimizer is one.
 
     Models and optimizers sharded by FSDP2 are gathered, one tensor at a time, and written whole
     by process 0, so the files look the same for every kind of parallelism. All processes must see
@@ -99,6 +100,25 @@ class Checkpoints:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     run(2).loss, run(4).loss
         (tensor([1.0000, 0.2500]), tensor([1.0000, 0.2500, 0.0625, 0.0156]))
+
+        The same in a loop of one's own. It is called twice, and the second call goes on:
+
+        >>> def own(steps):
+        ...     weight = nn.Linear(1, 1, bias=False)
+        ...     _ = nn.init.ones_(weight.weight)
+        ...     sgd = torch.optim.SGD(weight.parameters(), lr=0.25)
+        ...     saved = Checkpoints(folder, model=weight)
+        ...     found = saved.load(sgd)
+        ...     first = 0 if found is None else found.step
+        ...     for step in range(first, steps):
+        ...         sgd.zero_grad()
+        ...         weight(torch.ones(3, 1)).square().mean().backward()
+        ...         sgd.step()
+        ...         saved.save(Progress(step + 1), sgd)
+        ...     return first, weight.weight.item()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     own(2), own(4)
+        ((0, 0.25), (2, 0.0625))
     """
 
     def __init__(
@@ -139,25 +159,35 @@ class Checkpoints:
         progress: Progress,
         optimizer: torch.optim.Optimizer,
         *,
-        base_rates: list[float] | list[Tensor],
-        scaler: torch.amp.GradScaler,
-        batches: object,
+        base_rates: list[float] | list[Tensor] | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        batches: object = None,
     ) -> None:
-        """Write a checkpoint; :func:`companion.core.train` calls this on all processes.
+        """Write a checkpoint, after an update. All processes must call.
 
         Args:
-            progress: How far the run has come.
+            progress: How far the run has come; ``Progress(step)`` is enough.
             optimizer: The optimizer.
-            base_rates: Learning rates of its groups without the schedule's factor.
-            scaler: Scales float16 gradients.
+            base_rates: Learning rates of its groups without the schedule's factor, where a
+                schedule is a function of the step; by default the rates as they are.
+            scaler: Scales float16 gradients, if they are scaled.
             batches: The data; their position is saved if they are :class:`Stateful`.
 
         Raises:
+            ValueError: If a state holds something other than tensors and plain values, or there
+                is a checkpoint of this step or a later one.
             OSError: If it could not be written. Those before it are left as they were.
         """
+        newest = max(self.steps(), default=0)
+        if progress.step <= newest:
+            raise ValueError(
+                f"{self.directory} already has a checkpoint of step {newest}, and step "
+                f"{progress.step} is not beyond it: load() it first, or choose another folder"
+            )
         updates = optimizer.state_dict()
-        for group, rate in zip(updates["param_groups"], base_rates, strict=True):
-            group["lr"] = rate
+        if base_rates is not None:
+            for group, rate in zip(updates["param_groups"], base_rates, strict=True):
+                group["lr"] = rate
         tensors: dict[str, Tensor] = {}
         told = pack(
             {
@@ -166,7 +196,7 @@ class Checkpoints:
                 "loss": progress.loss,
                 "grad_norm": progress.grad_norm,
                 "optimizer": updates,
-                "scaler": scaler.state_dict(),
+                "scaler": {} if scaler is None else scaler.state_dict(),
                 "batches": batches.state_dict() if isinstance(batches, Stateful) else None,
                 "state": {name: held.state_dict() for name, held in self.state.items()},
                 "random": {name: _gather(s) for name, s in self._generator_states().items()},
@@ -174,7 +204,7 @@ class Checkpoints:
             tensors,
             "",
         )
-        model = {name: whole(tensor) for name, (tensor, _) in self._tensors().items()}
+        model = {name: whole(tensor) for name, tensor in self._tensors().items()}
         on_main(lambda: self._write(progress.step, model, tensors, told))
 
     def _write(
@@ -188,8 +218,8 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._clean()
             unfinished.mkdir()
-            save_file(model, unfinished / _FILES[0])
-            save_file(tensors, unfinished / _FILES[1])
+            save_file(unshared(model), unfinished / _FILES[0])
+            save_file(unshared(tensors), unfinished / _FILES[1])
             (unfinished / _FILES[2]).write_text(json.dumps(told), encoding="utf-8")
             manifest = {
                 "format": _FORMAT,
@@ -226,17 +256,23 @@ class Checkpoints:
         self,
         optimizer: torch.optim.Optimizer,
         *,
-        scaler: torch.amp.GradScaler,
-        batches: object,
-        steps: int,
+        scaler: torch.amp.GradScaler | None = None,
+        batches: object = None,
+        steps: int | None = None,
+        generators: bool = True,
     ) -> Progress | None:
-        """Restore the newest checkpoint, except for generators.
+        """Restore the newest checkpoint. All processes must call.
+
+        Data without a state are not moved: draw and put away as many batches as were used. Where
+        that draws from a generator that is saved, pass ``generators=False`` and call
+        :meth:`restore_generators` afterwards.
 
         Args:
             optimizer: Receives state and settings, those of the learning rate included.
             scaler: Receives its state.
             batches: Continue at their position if they are :class:`Stateful`.
-            steps: How many the run is to take.
+            steps: How many the run is to take, if that is known.
+            generators: Whether generators are put back as well.
 
         Returns:
             How far the run had come, or ``None`` if there is no checkpoint.
@@ -253,9 +289,9 @@ class Checkpoints:
             return None
         step, folder = found[-1], self.directory / f"step-{found[-1]:08d}"
         model, told = _read(folder)
-        if step > steps:
+        if steps is not None and step > steps:
             raise ValueError(f"{folder} is beyond the last step, {steps}: ask for more steps")
-        if len(told["loss"]) != step:
+        if len(told["loss"]) not in (0, step):
             raise ValueError(f"{folder} holds {len(told['loss'])} losses: it is not of this step")
         own = self._tensors()
         _check_fit(folder, model, own)
@@ -270,6 +306,8 @@ class Checkpoints:
                 )
         if isinstance(batches, Stateful) != (told["batches"] is not None):
             raise ValueError(f"{folder} is of a run whose data were of another kind")
+        if told["scaler"] and scaler is None:
+            raise ValueError(f"{folder} is of a run that scales its gradients: pass its scaler")
 
         if isinstance(batches, Stateful):
             batches.load_state_dict(told["batches"])
@@ -286,12 +324,14 @@ class Checkpoints:
             for name, value in slots.items():
                 if isinstance(value, Tensor) and held_now[name].dtype != value.dtype:
                     held_now[name] = value.to(held_now[name].device)
-        if told["scaler"]:
+        if told["scaler"] and scaler is not None:
             scaler.load_state_dict(told["scaler"])
         with torch.no_grad():
-            for name, (tensor, _) in own.items():
+            for name, tensor in own.items():
                 tensor.copy_(_like(model[name], tensor))
         self._random = told["random"]
+        if generators:
+            self.restore_generators()
         return Progress(step, told["loss"], told["grad_norm"], told["seconds"])
 
     def restore_generators(self) -> None:
@@ -315,18 +355,23 @@ class Checkpoints:
             states["global cuda"] = torch.cuda.get_rng_state(device)
         return states | {name: made.get_state() for name, made in self.generators.items()}
 
-    def _tensors(self) -> dict[str, tuple[Tensor, list[str]]]:
-        """Each tensor of the model once, with the further names of those that are tied."""
+    def _tensors(self) -> dict[str, Tensor]:
+        """Each parameter and each saved buffer once, under the first of its names."""
         module = self.model
         if isinstance(module, nn.parallel.DistributedDataParallel):
             module = module.module
-        tied: dict[int, list[str]] = {}
-        for name, parameter in module.named_parameters(remove_duplicate=False):
-            tied.setdefault(id(parameter), []).append(name)
-        also = {names[0]: names[1:] for names in tied.values()}
-        left = {name for names in also.values() for name in names}
         held = module.state_dict()
-        return {n: (t, also.get(n, [])) for n, t in held.items() if n not in left}
+        named = [
+            *module.named_parameters(remove_duplicate=False),
+            *module.named_buffers(remove_duplicate=False),
+        ]
+        first: dict[int, str] = {}
+        also = {
+            name
+            for name, tensor in named
+            if name in held and first.setdefault(id(tensor), name) != name
+        }
+        return {name: tensor for name, tensor in held.items() if name not in also}
 
 
 def _like(value: Any, pattern: Tensor) -> Any:
@@ -354,10 +399,8 @@ def _gather(state: Tensor) -> Tensor:
     return torch.stack(rows).cpu()
 
 
-def _check_fit(
-    folder: Path, saved: Mapping[str, Tensor], own: Mapping[str, tuple[Tensor, list[str]]]
-) -> None:
-    for name, (tensor, _) in own.items():
+def _check_fit(folder: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    for name, tensor in own.items():
         if name not in saved:
             raise ValueError(f"{folder} is of another model: it has no {name!r}")
         have, want = saved[name], tensor

@@ -156,8 +156,15 @@ def train(
 
     first, before = 0, 0.0
     if checkpoints is not None:
-        found = checkpoints.load(optimizer, scaler=scaler, batches=batches, steps=steps)
+        found = checkpoints.load(
+            optimizer, scaler=scaler, batches=batches, steps=steps, generators=False
+        )
         if found is not None:
+            if len(found.loss) != found.step:
+                raise ValueError(
+                    f"the checkpoint of step {found.step} in {checkpoints.directory} was written "
+                    "by another loop, which kept no losses: go on with that one"
+                )
             first, before = found.step, found.seconds
             losses[:first], norms[:first] = found.loss.to(device), found.grad_norm.to(device)
             if not isinstance(batches, Stateful) and first < steps:

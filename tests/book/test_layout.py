@@ -202,6 +202,10 @@ def test_the_wheel_builds_installs_and_imports_elsewhere(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == (ROOT / "requirements/data.txt").read_text().strip()
+    script = [str(clean / "bin" / "companion"), "train", "--help"]
+    done = subprocess.run(script, check=False, capture_output=True, text=True, cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: companion train ")
 
 
 def public(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:

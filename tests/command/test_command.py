@@ -227,7 +227,7 @@ def test_bad_requests_get_one_clear_line(trained, text, tmp_path, capsys):
     assert "another text" in train(trained / "sample.txt", out=trained)
     assert "holds no model: give a folder" in refused(capsys, "generate", tmp_path)
     assert "--tokens must be 1 or more" in refused(capsys, "generate", trained, "--tokens", 0)
-    assert "temperature must lie in" in refused(
+    assert "--temperature must be 0 or more, got -1.0" in refused(
         capsys, "generate", trained, "--temperature", -1, "--device", "cpu"
     )
     assert "unknown device" in refused(capsys, "generate", trained, "--device", "abacus")
@@ -251,3 +251,38 @@ def test_help_names_every_option(capsys):
         assert (option in said) == (option != "--resume")
     with pytest.raises(SystemExit, match="2"):
         main(["train"])
+
+
+LIGHT = """
+import sys
+from companion.command import main
+try:
+    main(["train", "--help"])
+finally:
+    print(sorted({"torch", "numpy", "tokenizers", "sympy"} & set(sys.modules)))
+"""
+
+
+def test_help_answers_without_what_is_heavy():
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.endswith("\n[]\n"), done.stderr
+
+
+def test_a_real_console_and_a_real_pipe(trained, tmp_path):
+    """What no test within this process can see: how Python itself ends."""
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    words = [sys.executable, "-m", "companion", "generate", str(trained), "--device", "cpu"]
+    words += ["--prompt", "中 be"]
+    done = subprocess.run(words, capture_output=True, env=env, cwd=ROOT)
+    assert done.returncode == 0
+    assert done.stderr == b""
+    assert done.stdout.startswith(b"? be")
+    # The reader leaves before a word is written.
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as left:
+        left.stdout.close()
+        said = left.stderr.read()
+    assert (left.returncode, said) == (141, b"")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "No space left on device" in done.stderr

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from companion.core import Checkpoints, Stateful, _storage, generator, randn, train
+from companion.core import Checkpoints, Progress, Stateful, _storage, generator, randn, train
 from companion.foundations import optimization
+from companion.pretraining.autoregressive import PackedTokens
 
 WORKER = Path(__file__).with_name("killed_worker.py")
 
@@ -353,3 +354,158 @@ def test_nested_values_come_back_as_they_were(value):
 def test_what_json_and_tensors_cannot_hold_is_named():
     with pytest.raises(ValueError, match="the state at 'a/1' is a set: only tensors, numbers"):
         _storage.pack({"a": [1, {2}]}, {}, "")
+
+
+def test_train_does_not_go_on_from_a_loop_without_losses(tmp_path):
+    _, optimizer, saved = start(tmp_path)
+    saved.save(Progress(2), optimizer)
+    with pytest.raises(ValueError, match=r"step 2 .* was written by another loop, which kept no"):
+        finish(*start(tmp_path))
+
+
+# --- a loop of one's own -------------------------------------------------------------------------
+
+
+def own_loop(folder, *, stop=None, seed=3, every=3):
+    """A loop that does not call `train`: dropout, a noise generator, a schedule, two optimizers."""
+    torch.manual_seed(seed)
+    model, noise = Tied(), generator(seed)
+    *most, last = model.parameters()
+    adam, sgd = torch.optim.AdamW(most, lr=0.02), torch.optim.SGD([last], lr=0.1, momentum=0.9)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=10)
+    data = PackedTokens(torch.arange(61), context=5, batch=11, seed=1)
+    saved = Checkpoints(
+        folder,
+        model=model,
+        state={"sgd": sgd, "rates": rates},
+        generators={"noise": noise},
+    )
+    found = saved.load(adam, batches=data)
+    batches = iter(data)
+    first = 0 if found is None else found.step
+    for step in range(first, 10):
+        if step == stop:
+            raise Stop
+        rows = next(batches)[:, :5] / 61
+        rows = rows + 0.1 * randn(*rows.shape, generator=noise)
+        adam.zero_grad()
+        sgd.zero_grad()
+        (model(rows) - 1).square().mean().backward()
+        adam.step()
+        sgd.step()
+        rates.step()
+        if (step + 1) % every == 0:
+            saved.save(Progress(step + 1), adam, batches=data)
+    return first, model
+
+
+@pytest.mark.parametrize("stop", range(10))
+def test_a_loop_of_ones_own_goes_on_to_the_last_bit(tmp_path, stop):
+    _, straight = own_loop(tmp_path / "straight")
+    with pytest.raises(Stop):
+        own_loop(tmp_path / "run", stop=stop)
+    # Another seed: all that is random must come from the checkpoint.
+    first, resumed = own_loop(tmp_path / "run", seed=3 if stop < 3 else 4)
+    assert first == stop // 3 * 3
+    assert same(resumed, straight)
+
+
+def test_a_loop_of_ones_own_scales_float16_and_must_say_so(tmp_path):
+    model, optimizer, saved = start(tmp_path)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(model(BATCHES[0]).square().mean()).backward()
+    scaler.step(optimizer)
+    scaler.update(4.0)
+    saved.save(Progress(1), optimizer, scaler=scaler)
+    with pytest.raises(ValueError, match="scales its gradients: pass its scaler"):
+        saved.load(optimizer)
+    other = torch.amp.GradScaler("cpu", init_scale=2.0)
+    saved.load(optimizer, scaler=other)
+    assert other.get_scale() == 4.0
+
+
+def test_a_loop_that_did_not_load_cannot_write_over_a_checkpoint(tmp_path):
+    _, optimizer, saved = start(tmp_path)
+    saved.save(Progress(4), optimizer)
+    for step in (2, 4):
+        with pytest.raises(ValueError, match=f"checkpoint of step 4, and step {step} is not bey"):
+            saved.save(Progress(step), optimizer)
+    assert saved.steps() == [4]
+    saved.save(Progress(5), optimizer)
+    assert saved.steps() == [4, 5]
+
+
+# --- tensors that share memory -------------------------------------------------------------------
+
+
+class Shared(nn.Module):
+    """All ways in which two names may mean one piece of memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(6.0).reshape(2, 3))
+        self.turned = nn.Parameter(self.weight.data.T)
+        self.register_buffer("mean", torch.arange(5.0))
+        self.register_buffer("again", self.mean)
+        self.register_buffer("part", self.mean[1:3])
+        # Only the second of these two names is saved.
+        self.register_buffer("asleep", torch.ones(2), persistent=False)
+        self.register_buffer("awake", self.asleep)
+        self.register_buffer("nothing", torch.ones(0))
+        self.register_buffer("nothing_more", torch.ones(0))
+
+    def forward(self, x):
+        return x @ self.weight.T
+
+
+def test_memory_of_several_names_is_saved_and_stays_shared(tmp_path):
+    model = Shared()
+    optimizer = torch.optim.SGD([model.weight], lr=0.1)
+    slot = torch.ones(2)
+    held = type(
+        "Held",
+        (),
+        {"state_dict": lambda _: {"a": slot, "b": slot}, "load_state_dict": lambda _, state: None},
+    )()
+    with torch.no_grad():
+        model.mean.add_(7)
+        model.awake.mul_(3)
+        model.weight.mul_(2)
+    Checkpoints(tmp_path, model=model, state={"held": held}).save(Progress(1), optimizer)
+    assert "again" not in load_file(tmp_path / "step-00000001" / "model.safetensors")
+    other = Shared()
+    saved = Checkpoints(tmp_path, model=other, state={"held": held})
+    saved.load(torch.optim.SGD([other.weight], lr=0.1))
+    assert other.mean.tolist() == other.again.tolist() == [7, 8, 9, 10, 11]
+    assert other.part.tolist() == [8, 9]
+    assert other.asleep.tolist() == other.awake.tolist() == [3, 3]
+    assert torch.equal(other.weight, model.weight)
+    assert torch.equal(other.turned, model.weight.T)
+    other.mean.zero_()
+    other.weight.data.zero_()
+    assert not other.again.any()
+    assert not other.part.any()
+    assert not other.turned.any()
+
+
+def test_a_norm_under_two_names_trains_and_goes_on(tmp_path):
+    def run(steps):
+        torch.manual_seed(0)
+        norm = nn.BatchNorm1d(2)
+        model = nn.Sequential(nn.Linear(2, 2), norm, nn.Linear(2, 2), norm)
+        train(
+            lambda x: model(x).square().mean(),
+            [randn(4, 2, generator=generator(0))],
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            steps=steps,
+            checkpoints=Checkpoints(tmp_path, model=model, every=1),
+        )
+        return model
+
+    run(2)
+    resumed = run(5)
+    # Both of its names run through every step.
+    assert int(resumed[1].num_batches_tracked) == 10
+    for path in sorted(tmp_path.rglob("step-*")):
+        path.rename(path.with_name(f"gone-{path.name}"))
+    assert same(resumed, run(5))

@@ -1,0 +1,61 @@
+"""``companion generate``: write on with a trained model."""
+
+import argparse
+import sys
+
+from companion._console import write
+from companion.command._options import count, device_name, number, path_of, plain
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "continue a text with a trained model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its options.
+
+    Args:
+        parser: Receives them.
+    """
+    parser.description = "Continue a prompt with a model that the train command has written."
+    add = parser.add_argument
+    add("directory", metavar="DIR", help="folder of the model")
+    add("--prompt", default="", help="the beginning; none starts a new text")
+    add("--tokens", type=int, default=200, help="how many tokens to write")
+    add("--temperature", type=float, default=0.8, help="0 always takes the most likely token")
+    add("--seed", type=int, default=0, help="of the draws")
+    add("--device", help="cpu, cuda or mps; by default the best of this machine")
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Print the prompt and what follows.
+
+    Args:
+        chosen: The options.
+
+    Raises:
+        ValueError: If one is out of its domain, or the folder holds no model.
+    """
+    out = path_of(plain("DIR", chosen.directory), name="the model")
+    prompt = plain("--prompt", chosen.prompt)
+    count("tokens", chosen.tokens, high=10**8)
+    number("temperature", chosen.temperature, low=0.0, high=sys.float_info.max)
+    count("seed", chosen.seed, low=0, high=2**63 - 1)
+    device_name(chosen.device)
+    if not (out / "config.json").is_file():
+        begun = (out / "run" / "settings.json").is_file()
+        why = "its training is not finished" if begun else "give a folder that train has written"
+        raise ValueError(f"{out} holds no model: {why}")
+    from companion.command._writing import continue_prompt
+    from companion.core import resolve_device
+
+    write(
+        continue_prompt(
+            out,
+            prompt,
+            tokens=chosen.tokens,
+            temperature=chosen.temperature,
+            seed=chosen.seed,
+            device=resolve_device(chosen.device),
+        )
+    )
