@@ -579,7 +579,7 @@ def test_errors_name_what_is_wrong(bpe: BPE, tmp_path: Path) -> None:
         next(bpe.encode_file(tmp_path / "missing", block=0))
     with pytest.raises(ValueError, match="block must be 1 or more, got 0"):
         next(bpe.encode_stream([], block=0))
-    with pytest.raises(ValueError, match="special_tokens must hold several texts, got .* '<end>'"):
+    with pytest.raises(ValueError, match=r"special_tokens must hold several texts, got .* '<end>'"):
         BPE.train("a", vocab_size=300, special_tokens="<end>")
     with pytest.raises(ValueError, match="special_tokens must hold several texts"):
         BPE.from_merges([], special_tokens="<end>")

@@ -14,6 +14,7 @@ from torch import Tensor
 from companion.foundations.language_models import bits_per_byte
 from companion.pretraining.autoregressive import (
     PanguAlpha,
+    _draw,
     document_places,
     draw,
     gpt2_config,
@@ -23,7 +24,6 @@ from companion.pretraining.autoregressive import (
     next_token_loss,
     text_log_probs,
 )
-from companion.pretraining.autoregressive import _draw
 from companion.transformer.block import Decoder, TransformerConfig
 
 V, CONTEXT = 29, 23

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import permutations
 
@@ -375,12 +375,12 @@ def test_sentinels_that_run_out_are_refused_by_every_function_that_makes_them() 
         lambda **k: mixture_of_denoisers(long, denoisers=[half], generator=gen(), **k),
     ]
     for make in makers:
-        with pytest.raises(ValueError, match="needs 171 sentinels, and from id 32099 down .* 100"):
+        with pytest.raises(ValueError, match=r"needs 171 sentinels, and from id 32099 down .* 100"):
             make(sentinel=32099)
         # More are there where the caller says so, but none has an id below 0.
         make(sentinel=32099, sentinels=171)
         make(sentinel=170, sentinels=200)
-        with pytest.raises(ValueError, match="needs 171 sentinels, and from id 169 down .* 170"):
+        with pytest.raises(ValueError, match=r"needs 171 sentinels, and from id 169 down .* 170"):
             make(sentinel=169, sentinels=200)
     with pytest.raises(ValueError, match="needs 33 sentinels, and from id 20 down there are 21"):
         span_corruption(texts(200), sentinel=20, ratio=0.5, mean=3.0, generator=gen())

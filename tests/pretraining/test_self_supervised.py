@@ -683,5 +683,5 @@ def test_contrastive_losses_at_a_tiny_temperature_go_to_their_limits(
             info_nce(eye, eye.roll(1, 0), temperature=t, chunk_size=2), behind
         )
     else:
-        with pytest.raises(ValueError, match="are beyond torch.float32: leave out chunk_size"):
+        with pytest.raises(ValueError, match=r"are beyond torch.float32: leave out chunk_size"):
             info_nce(eye, eye.roll(1, 0), temperature=t, chunk_size=2)

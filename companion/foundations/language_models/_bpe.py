@@ -7,7 +7,7 @@ GPT-2's order (printable ones first), then one id for each merge.
 import codecs
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -334,8 +334,8 @@ class BPE:
         # an added token is one piece with it, so what strips it needs no more.
         margin = 2 + max(map(len, self._added), default=0)
         decoder = codecs.getincrementaldecoder("utf-8")(_ESCAPE)
-        rest = ""
-        for part in _blocks(source, block, lambda: len(rest)):
+        rest, held = "", [0]
+        for part in _blocks(source, block, held):
             if isinstance(part, str):
                 rest += decoder.decode(b"", final=True) + _as_str(part)
             else:
@@ -347,6 +347,7 @@ class BPE:
                 ids.append(found)
                 done = end
             rest = rest[done:]
+            held[0] = len(rest)
             if ids:
                 yield list(chain.from_iterable(ids))
         rest += decoder.decode(b"", final=True)
@@ -462,7 +463,7 @@ def _first_tokens(special: Sequence[str]) -> list[bytes]:
 
 
 def _blocks(
-    source: IO[str] | IO[bytes] | Iterable[str | bytes], block: int, held: Callable[[], int]
+    source: IO[str] | IO[bytes] | Iterable[str | bytes], block: int, held: list[int]
 ) -> Iterator[str | bytes]:
     """Parts of about a block each, and of as much as is held where that is more.
 
@@ -470,13 +471,13 @@ def _blocks(
     """
     read = getattr(source, "read", None)
     if read is not None:
-        while data := read(max(block, held())):
+        while data := read(max(block, held[0])):
             yield data
         return
     waiting: list[Any] = []
     size = 0
     for part in [source] if isinstance(source, str | bytes) else source:
-        if waiting and (size >= max(block, held()) or not isinstance(part, type(waiting[0]))):
+        if waiting and (size >= max(block, held[0]) or not isinstance(part, type(waiting[0]))):
             yield waiting[0][:0].join(waiting)
             waiting, size = [], 0
         waiting.append(part)

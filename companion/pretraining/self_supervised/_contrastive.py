@@ -60,10 +60,10 @@ def info_nce(
     Numerics:
         Scores are formed in the dtype of the inputs, and everything after that in float32 or
         better. The temperature divides distances from the largest score of a row, so a tiny one
-        gives the limit: :math:`\log k` where the positive is among :math:`k` largest scores, and
+        gives the limit: :math:`\log k` where the positive is one of :math:`k` largest scores, and
         a loss that grows like :math:`1/\tau` where it is not. Chunks divide ``U`` instead, and
-        refuse a temperature for which that overflows. Chunks compute the gradient in the forward pass
-        (:func:`companion.foundations.cross_entropy.chunked_cross_entropy`), so no second
+        refuse a temperature for which that overflows. They compute the gradient in the forward
+        pass (:func:`companion.foundations.cross_entropy.chunked_cross_entropy`), so no second
         derivative can be taken through them. :math:`2 N^2 d` operations forward.
 
     References:
@@ -97,9 +97,9 @@ def info_nce(
         if not positive_in_denominator:
             raise ValueError("chunks need the positive in the denominator: leave out chunk_size")
         loss = _in_chunks(U, keys, targets, temperature, chunk_size)
-        return (
-            (loss + _in_chunks(V, U, targets, temperature, chunk_size)) / 2 if symmetric else loss
-        )
+        if not symmetric:
+            return loss
+        return (loss + _in_chunks(V, U, targets, temperature, chunk_size)) / 2
     scores = wide(U @ keys.T)
     loss = _over_rows(scores, targets, temperature, positive_in_denominator)
     if not symmetric:
