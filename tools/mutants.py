@@ -242,7 +242,9 @@ def _run_tests(copy: str, tests: list[str], log: str) -> None:
         sys.stdout = sys.stderr = out
         import pytest
 
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
+        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+        out.flush()
+        os._exit(code)
 
 
 def _settle(free: Any) -> None:
