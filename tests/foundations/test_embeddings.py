@@ -501,7 +501,9 @@ def test_pure_functions_run_on_the_meta_device(name):
 def at_angles(**degrees: float) -> emb.Embeddings:
     """Unit vectors in the plane."""
     angles = torch.tensor(list(degrees.values()), dtype=torch.float64).deg2rad()
-    return emb.Embeddings(words=tuple(degrees), vectors=torch.stack([angles.cos(), angles.sin()], 1))
+    return emb.Embeddings(
+        words=tuple(degrees), vectors=torch.stack([angles.cos(), angles.sin()], 1)
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 512])

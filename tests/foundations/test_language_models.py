@@ -335,7 +335,6 @@ def test_a_modified_discount_that_would_be_negative_is_zero() -> None:
     assert torch.equal(lm.absolute_discounts(counts), torch.full((3,), y, dtype=torch.float64))
 
 
-
 def test_strings_of_a_model_with_eos_have_total_probability_one(texts: list[Tensor]) -> None:
     model = lm.kneser_ney(counted([t.clamp(max=2) for t in texts], 2, vocab=3), discount=0.5)
     step = model.probs(torch.arange(4).unsqueeze(1))
