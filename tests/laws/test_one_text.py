@@ -85,6 +85,7 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
 ALLOWED = {
     ("BPE.train", "texts"): "one text to learn from",
     ("BPE.encode_stream", "source"): "one part of a text",
+    ("main", "arguments"): "its letters are no commands, which argparse says",
 }
 
 

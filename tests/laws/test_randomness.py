@@ -191,9 +191,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     ),
     "random_ranks": lambda f, g: {"order": f(ROWS.real, generator=g)[0]},
     "random_spans": lambda f, g: {"spans": f(ROWS.real, ratio=0.4, mean=2.0, generator=g)},
-    "sample": lambda f, g: {
-        "text": f(a_decoder(), torch.tensor([[1, 2, 3]]), tokens=9, temperature=5.0, generator=g)
-    },
+    "sample": lambda f, g: {"picks": f(generator=g, temperature=5.0)(TABLES[23, 5], None)},
     "scheduled_sampling": lambda f, g: {
         "draws": f(a_decoder(), IDS[:, :9] % 11, share=1.0, generator=g),
         "places": f(a_decoder(), IDS[:, :9] % 11, share=0.5, temperature=0.0, generator=g),

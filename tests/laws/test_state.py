@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from companion.foundations.embeddings import Schedule, corpus
 from companion.foundations.regularization import Dropout
+from companion.models import sample
 from companion.transformer.block import Decoder, TransformerConfig
 
 from .public import callables, numbers
@@ -64,12 +65,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Any], Any]]] = {
             dict(m.named_parameters()),
         ),
     ),
-    "greedy": (decoder, lambda f, m: f(m, IDS, tokens=3)),
+    "generate": (decoder, lambda f, m: f(m, IDS, tokens=3, pick=sample(generator=seeded()))),
     "head_importance": (decoder, lambda f, m: f(m, loss_of(m), [IDS])),
     "influence": (no_model, lambda f, m: f(lambda x: x.cumsum(0), numbers(5, 3))),
     "initialize": (no_model, lambda f, m: f(CONFIG, generator=seeded())),
     "mc_dropout": (Net, lambda f, m: f(m, torch.ones(3, 5), samples=2)),
-    "sample": (decoder, lambda f, m: f(m, IDS, tokens=3, generator=seeded())),
     "scheduled_sampling": (decoder, lambda f, m: f(m, IDS, share=0.5, generator=seeded())),
     "train_sgns": (
         no_model,
