@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from companion.foundations.embeddings import Schedule, corpus
 from companion.foundations.embeddings import vocabulary as count_words
 from companion.foundations.language_models import NPLMConfig
+from companion.models import History
 from companion.pretraining.denoising import Tokens
 from companion.pretraining.masked import sentence_boundaries
 from companion.transformer.block import Decoder, TransformerConfig
@@ -32,6 +33,8 @@ RANDOM = sorted(
     for name, function in FUNCTIONS.items()
     if any("Generator" in a and "Mapping" not in a for a in parameters(function).values())
 )
+# Where shapes are checked, the checker itself draws which entries it looks at, by random.
+CHECKED = hasattr(FUNCTIONS["dropout_mask"], "__wrapped__")
 # Without what a function draws beyond doubt these would be equal by chance about never.
 SEEDS = range(8)
 CONFIG = TransformerConfig(vocab=11, dim=12, layers=1, heads=3, ff_dim=13, context=17)
@@ -95,6 +98,7 @@ def spectrum(f: Any, g: G) -> dict[str, Any]:
 
 VOCABULARY = count_words(WORDS[0], min_count=1)
 COUNTS = numbers(len(VOCABULARY), len(VOCABULARY)).abs().to_sparse()
+NOTHING = History(torch.zeros(23, 0).long(), 0, None, torch.zeros(23, dtype=torch.bool))
 IDS = torch.arange(20, 96).view(4, 19)
 SYMMETRIC = (TABLES[17, 17] + TABLES[17, 17].T).abs()
 
@@ -191,7 +195,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     ),
     "random_ranks": lambda f, g: {"order": f(ROWS.real, generator=g)[0]},
     "random_spans": lambda f, g: {"spans": f(ROWS.real, ratio=0.4, mean=2.0, generator=g)},
-    "sample": lambda f, g: {"picks": f(generator=g, temperature=5.0)(TABLES[23, 5], None)},
+    "sample": lambda f, g: {"picks": f(generator=g, temperature=5.0)(TABLES[23, 5], NOTHING)},
     "scheduled_sampling": lambda f, g: {
         "draws": f(a_decoder(), IDS[:, :9] % 11, share=1.0, generator=g),
         "places": f(a_decoder(), IDS[:, :9] % 11, share=0.5, temperature=0.0, generator=g),
@@ -305,7 +309,8 @@ def test_the_same_seed_gives_the_same_result_and_the_global_state_stays(name: st
     run(name, seeded(4))
     assert first == again
     assert torch.equal(torch.random.get_rng_state(), before[0])
-    assert random.getstate() == before[1]
+    if not CHECKED:
+        assert random.getstate() == before[1]
     assert _numpy_state() == before[2]
 
 

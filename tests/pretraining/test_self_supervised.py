@@ -656,6 +656,16 @@ def test_errors_name_what_is_wrong(
         call(rows(g, N, D))
 
 
+def test_the_table_of_a_spectral_loss_needs_rows_of_numbers(no_type_hook: None) -> None:
+    joint = torch.full((2, 3), 1 / 6, dtype=torch.float64)
+    U, V = torch.ones(2, 5, dtype=torch.float64), torch.ones(3, 5, dtype=torch.float64)
+    for name, wrong in (("U", (U.long(), V)), ("V", (U, V.long()))):
+        with pytest.raises(ValueError, match=f"{name} must be floating, got torch.int64"):
+            spectral_contrastive(*wrong, joint=joint)
+    with pytest.raises(ValueError, match="U needs at least one column"):
+        spectral_contrastive(U[:, :0], V[:, :0], joint=joint)
+
+
 @pytest.mark.parametrize("temperature", [1e-37, 1e-45, 1e-300])
 @pytest.mark.parametrize("learned", [False, True])
 def test_contrastive_losses_at_a_tiny_temperature_go_to_their_limits(
