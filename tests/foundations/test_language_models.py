@@ -634,3 +634,9 @@ def test_errors_name_what_is_wrong(texts: list[Tensor]) -> None:
 def test_the_text_form_is_short(texts: list[Tensor]) -> None:
     assert repr(counted(texts, 2)).startswith("NGramCounts(order 2: ")
     assert lm.kneser_ney(counted(texts, 2), discount=0.5).order == 2
+
+
+def test_one_step_of_a_mixture_is_one_em_step_from_equal_weights() -> None:
+    probs = torch.tensor([[0.9, 0.1], [0.3, 0.2], [0.1, 0.8]], dtype=torch.float64)
+    half = torch.full((2,), 0.5, dtype=torch.float64)
+    torch.testing.assert_close(lm.fit_mixture(probs, steps=1).weights, lm.em_step(probs, half))

@@ -296,7 +296,7 @@ class BPE:
 
     def encode_stream(
         self,
-        source: IO[str] | IO[bytes] | Iterable[str | bytes],
+        source: str | bytes | IO[str] | IO[bytes] | Iterable[str | bytes],
         *,
         allow_special: bool = False,
         block: int = 1 << 20,
@@ -463,7 +463,7 @@ def _first_tokens(special: Sequence[str]) -> list[bytes]:
 
 
 def _blocks(
-    source: IO[str] | IO[bytes] | Iterable[str | bytes], block: int, held: list[int]
+    source: str | bytes | IO[str] | IO[bytes] | Iterable[str | bytes], block: int, held: list[int]
 ) -> Iterator[str | bytes]:
     """Parts of about a block each, and of as much as is held where that is more.
 
