@@ -6,7 +6,7 @@ export PYTHON JOBS
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test bench run serve chapter notebooks lint fmt lock clean
+.PHONY: help setup book test mutants bench run serve chapter notebooks lint fmt lock clean
 
 help: ## show these commands
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,9 @@ book: setup ## execute the chapters and render the book into _build/html
 
 test: setup ## everything that CI checks; ONLY=lint,types runs some stages
 	@$(RUN) tools/check.py $(if $(ONLY),--only $(ONLY))
+
+mutants: setup ## plant N faults and see which the tests find; SEED=0, ONLY=companion/core
+	@$(RUN) tools/mutants.py -n $(or $(N),40) --seed $(or $(SEED),0) $(if $(ONLY),--only $(ONLY))
 
 bench: ## time the library against its peers; ONLY=attention, DEVICE=cuda
 	@sh tools/python.sh tools/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(DEVICE),--device $(DEVICE))

@@ -32,6 +32,7 @@ from companion.core.validation import (
     check_ids,
     check_in_range,
     check_same_shape,
+    check_several,
     check_shape,
 )
 
@@ -56,6 +57,7 @@ __all__ = [
     "check_ids",
     "check_in_range",
     "check_same_shape",
+    "check_several",
     "check_shape",
     "generator",
     "is_main",

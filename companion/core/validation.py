@@ -17,6 +17,7 @@ __all__ = [
     "check_ids",
     "check_in_range",
     "check_same_shape",
+    "check_several",
     "check_shape",
 ]
 
@@ -63,6 +64,29 @@ def check_same_shape(first_name: str, first: Tensor, second_name: str, second: T
         raise ValueError(
             f"{first_name} and {second_name} must have the same shape, "
             f"got {tuple(first.shape)} and {tuple(second.shape)}"
+        )
+
+
+def check_several(name: str, value: object) -> None:
+    """Refuse one text where several are meant.
+
+    A ``str`` is itself a sequence of ``str``, so its letters would be taken as words, silently.
+
+    Args:
+        name: What the caller calls the value.
+        value: What should hold several texts, words or names.
+
+    Raises:
+        ValueError: If it is a single text.
+
+    Example:
+        >>> check_several("words", "where")
+        Traceback (most recent call last):
+        ValueError: words must hold several texts, got the one text 'where': put it into a list
+    """
+    if isinstance(value, str | bytes):
+        raise ValueError(
+            f"{name} must hold several texts, got the one text {value[:40]!r}: put it into a list"
         )
 
 

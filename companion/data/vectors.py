@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from companion.core import check_several
 from companion.data._files import locate
 
 __all__ = ["WordVectors", "glove", "word2vec_news"]
@@ -74,7 +75,9 @@ class WordVectors:
 
         Raises:
             KeyError: Some words are not in the vocabulary; the message lists them.
+            ValueError: ``words`` is one text.
         """
+        check_several("words", words)
         missing = [word for word in words if word not in self.index]
         if missing:
             raise KeyError(f"not among the {len(self)} words: {', '.join(missing)}")

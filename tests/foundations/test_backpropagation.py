@@ -560,11 +560,27 @@ def test_gradcheck_counts_inputs_that_do_not_matter(g: torch.Generator) -> None:
 
 # --- precision, devices, errors ----------------------------------------------------------------
 
-ACTIVATIONS = ["relu", "sigmoid", "tanh", "gelu", "silu"]
+WITH_BACKWARD = ["relu", "sigmoid", "tanh", "gelu", "silu"]
+
+
+def test_activations_by_name_are_their_formulas() -> None:
+    x = torch.linspace(-4, 4, 17, dtype=torch.float64)
+    inner = (2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)
+    formulas = {
+        "gelu": x / 2 * (1 + torch.special.erf(x / 2**0.5)),
+        "gelu_tanh": x / 2 * (1 + inner.tanh()),
+        "relu": x * (x > 0),
+        "sigmoid": 1 / (1 + (-x).exp()),
+        "silu": x / (1 + (-x).exp()),
+        "tanh": 1 - 2 / ((2 * x).exp() + 1),
+    }
+    assert formulas.keys() == bp.ACTIVATIONS.keys()
+    for name, want in formulas.items():
+        torch.testing.assert_close(bp.ACTIVATIONS[name](x), want, rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", WITH_BACKWARD)
 def test_half_precision_stays_finite_and_keeps_its_dtype(name: str, dtype: torch.dtype) -> None:
     x = torch.linspace(-30, 30, 61).to(dtype)
     node = Node(x)
@@ -578,7 +594,7 @@ def test_half_precision_stays_finite_and_keeps_its_dtype(name: str, dtype: torch
     torch.testing.assert_close(made.double(), exact, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", WITH_BACKWARD)
 def test_slopes_keep_their_documented_ranges(name: str) -> None:
     x = torch.linspace(-40, 40, 80_001, dtype=torch.float64)
     node = Node(x)

@@ -136,6 +136,51 @@ def test_temperature_limits_are_argmax_and_uniform(g: torch.Generator) -> None:
     torch.testing.assert_close(hot, torch.full_like(z, 1 / K), rtol=1e-7, atol=0)
 
 
+@pytest.mark.parametrize("temperature", [1e-37, 1e-45, 1e-300])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_tiny_temperature_gives_the_limit(
+    temperature: float, dtype: torch.dtype, learned: bool
+) -> None:
+    # The largest logits share the probability, whatever their size; masked entries have none.
+    z = torch.tensor([[1, 2, 300], [-5, 7, 7], [-torch.inf, 0, -3]], dtype=dtype)
+    z.requires_grad_()
+    limit = torch.tensor([[0, 0, 1], [0, 0.5, 0.5], [0, 1, 0]], dtype=dtype)
+    t = torch.tensor(temperature, dtype=torch.float64) if learned else temperature
+    made = softmax(z, temperature=t)
+    assert torch.equal(made, limit)
+    logs = log_softmax(z, temperature=t)
+    # -distance / 1e-37 fits into float32 and float64, and then its logarithm is not -inf.
+    torch.testing.assert_close(logs.exp(), limit, rtol=1e-2, atol=0)
+    assert not logs.isnan().any()
+    made.sum().backward()
+    assert z.grad is not None
+    assert torch.equal(z.grad, torch.zeros_like(z))  # the limit is flat, and no NaN
+
+
+def test_log_probabilities_at_a_tiny_temperature_are_distances_over_it() -> None:
+    made = log_softmax(torch.tensor([1.0, 3.0, 3.0]), temperature=1e-37)
+    torch.testing.assert_close(made, torch.tensor([-2e37, -math.log(2), -math.log(2)]))
+
+
+@pytest.mark.parametrize("row", [[-math.inf] * 2, [math.inf, 0.0], [math.nan, 0.0]])
+def test_a_row_that_gives_no_distribution_is_nan(row: list[float]) -> None:
+    for function in (softmax, log_softmax):
+        made = function(torch.tensor([row, [0.0, 0.0]]))
+        assert made[0].isnan().all()
+        assert made[1].isfinite().all()
+
+
+def test_a_learned_temperature_has_a_gradient_beside_masked_entries() -> None:
+    z = torch.tensor([0.3, -math.inf, -0.7], dtype=torch.float64)
+    temperature = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+    kept = torch.tensor([0, 2])
+    for function in (softmax, log_softmax):
+        (grad,) = torch.autograd.grad(function(z, temperature=temperature)[0], temperature)
+        (want,) = torch.autograd.grad(function(z[kept], temperature=temperature)[0], temperature)
+        torch.testing.assert_close(grad, want, **EXACT)
+
+
 def test_temperature_as_a_tensor_is_differentiable(g: torch.Generator) -> None:
     z = draw(B, K, g=g)
     temperature = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)

@@ -324,6 +324,17 @@ def test_discounts_are_the_formulas_of_the_papers() -> None:
     assert got == pytest.approx(expected, abs=1e-14)
 
 
+def test_a_modified_discount_that_would_be_negative_is_zero() -> None:
+    # n = (11, 2, 9, 20): y = 11/15, and 2 - 3 y 9/2 and 3 - 4 y 20/9 are below 0.
+    counts = torch.tensor([1] * 11 + [2] * 2 + [3] * 9 + [4] * 20)
+    y = 11 / 15
+    want = torch.tensor([1 - 2 * y * 2 / 11, 0, 0], dtype=torch.float64)
+    torch.testing.assert_close(
+        lm.absolute_discounts(counts, modified=True), want, rtol=1e-14, atol=0
+    )
+    assert torch.equal(lm.absolute_discounts(counts), torch.full((3,), y, dtype=torch.float64))
+
+
 def test_strings_of_a_model_with_eos_have_total_probability_one(texts: list[Tensor]) -> None:
     model = lm.kneser_ney(counted([t.clamp(max=2) for t in texts], 2, vocab=3), discount=0.5)
     step = model.probs(torch.arange(4).unsqueeze(1))
@@ -623,3 +634,9 @@ def test_errors_name_what_is_wrong(texts: list[Tensor]) -> None:
 def test_the_text_form_is_short(texts: list[Tensor]) -> None:
     assert repr(counted(texts, 2)).startswith("NGramCounts(order 2: ")
     assert lm.kneser_ney(counted(texts, 2), discount=0.5).order == 2
+
+
+def test_one_step_of_a_mixture_is_one_em_step_from_equal_weights() -> None:
+    probs = torch.tensor([[0.9, 0.1], [0.3, 0.2], [0.1, 0.8]], dtype=torch.float64)
+    half = torch.full((2,), 0.5, dtype=torch.float64)
+    torch.testing.assert_close(lm.fit_mixture(probs, steps=1).weights, lm.em_step(probs, half))

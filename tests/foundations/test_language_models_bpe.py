@@ -1,5 +1,7 @@
 """Byte-level BPE against the ``tokenizers`` library, and laws that hold on any text."""
 
+import io
+import json
 import re
 import tempfile
 import tracemalloc
@@ -10,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from companion import data
 from companion.foundations.language_models import BPE, pretokenize
@@ -358,6 +361,206 @@ def test_a_merge_that_spells_a_special_token_cannot_be_saved(tmp_path: Path) -> 
         double.save(tmp_path / "tokenizer.json")
 
 
+# --- files of others ------------------------------------------------------------------------------
+
+
+def with_added(
+    *added: AddedToken, path: Path, text: str = "a dog, hotdog dogs the dog"
+) -> Tokenizer:
+    """A tokenizer of the library with added tokens, written to a file and read again."""
+    tokenizer = library([text], 290, [END])
+    for token in added:
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+    tokenizer.save(str(path))
+    return Tokenizer.from_file(str(path))
+
+
+def test_a_mask_that_takes_the_space_before_it_and_a_plain_added_token(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    theirs = with_added(
+        AddedToken("<mask>", lstrip=True, special=True), AddedToken("dog"), path=path
+    )
+    ours = BPE.load(path)
+    shown = [ours.tokens[i] for i in ours.encode("a dog <mask>", allow_special=True)]
+    assert shown == [b"a", b" ", b"dog", b"<mask>"]  # the space before the mask is its own
+    assert ours.encode("a dog <mask>", allow_special=True) == theirs.encode("a dog <mask>").ids
+    # Without special tokens "dog" is still one token, and "<mask>" is text.
+    assert ours.encode("a dog <mask>")[:3] == ours.encode("a dog")
+    assert ours.decode(ours.encode("a dog <mask>")) == "a dog <mask>"
+
+
+ADDED_TEXT = st.lists(
+    st.sampled_from(
+        [" ", "  ", "\n", "\x1c", "\u3000", "<m>", "<m>x", "<l>", "<r>", "dog", "do", "g", END, "a"]
+    ),
+    max_size=9,
+).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=ADDED_TEXT,
+    flags=st.lists(st.tuples(*[st.booleans()] * 4), min_size=5, max_size=5),
+    allow=st.booleans(),
+    block=st.integers(1, 9),
+)
+def test_added_tokens_are_cut_as_the_library_cuts_them(
+    text: str, flags: list[tuple[bool, ...]], allow: bool, block: int
+) -> None:
+    names = ["<m>", "<m>x", "<l>", "dog", "<r>"]
+    added = [
+        AddedToken(name, lstrip=left, rstrip=right, normalized=normal, special=special)
+        for name, (left, right, normal, special) in zip(names, flags, strict=True)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        theirs = with_added(*added, path=path)
+        ours = BPE.load(path)
+        ours.save(path)
+        assert BPE.load(path) == ours
+        saved = Tokenizer.from_file(str(path))
+    for oracle in (theirs, saved):
+        oracle.encode_special_tokens = not allow
+        assert ours.encode(text, allow_special=allow) == oracle.encode(text).ids
+    parts = [text[at : at + 2] for at in range(0, len(text), 2)]
+    streamed = ours.encode_stream(parts, allow_special=allow, block=block)
+    assert [i for ids in streamed for i in ids] == ours.encode(text, allow_special=allow)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_an_added_token_that_a_merge_makes(special: bool, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    text = "dog dog dog"
+    known = library([text], 290, [END]).token_to_id("dog")
+    # The second one is written as the merge's product " dog" is; in a text it means these letters.
+    theirs = with_added(
+        AddedToken("dog", special=special, normalized=False),
+        AddedToken("\u0120dog"),
+        path=path,
+        text=text,
+    )
+    ours = BPE.load(path)
+    assert ours._added["dog"].id == known
+    assert ours.tokens[known] == b"dog"
+    assert ours.tokens[theirs.token_to_id("\u0120dog")] == b" dog"
+    for sample in ("dog", "a dog", "hotdogs", "\u0120dog"):
+        assert ours.encode(sample, allow_special=True) == theirs.encode(sample).ids
+    ours.save(path)
+    assert BPE.load(path) == ours
+
+
+def test_a_file_without_added_tokens_or_other_optional_parts_is_read(
+    bpe: BPE, tmp_path: Path
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    bpe.save(path)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("added_tokens", "normalizer", "truncation", "padding", "post_processor"):
+        del document[name]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    ours = BPE.load(path)
+    assert (ours.tokens, ours.merges, ours.special_tokens) == (bpe.tokens, bpe.merges, {})
+    assert ours.encode("the dog") == bpe.encode("the dog")
+
+
+def test_what_cannot_be_honored_is_refused(bpe: BPE, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    with_added(AddedToken("word", single_word=True), path=path)
+    with pytest.raises(ValueError, match="'word' is matched as a single word only"):
+        BPE.load(path)
+    bpe.save(path)
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in (("dropout", 0.1), ("end_of_word_suffix", "</w>")):
+        path.write_text(json.dumps({**saved, "model": {**saved["model"], name: value}}))
+        with pytest.raises(ValueError, match=f"a model with {name} = "):
+            BPE.load(path)
+    vocab = {**saved["model"]["vocab"]}
+    del vocab[f"{chr(0x120)}t"]
+    path.write_text(json.dumps({**saved, "model": {**saved["model"], "vocab": vocab}}))
+    with pytest.raises(ValueError, match="must join two tokens"):
+        BPE.load(path)
+    twice = {**saved["model"]["vocab"], "two": 300}
+    path.write_text(json.dumps({**saved, "model": {**saved["model"], "vocab": twice}}))
+    with pytest.raises(ValueError, match="have the one id 300"):
+        BPE.load(path)
+    strange = {**saved["model"]["vocab"], "十": 757}
+    path.write_text(json.dumps({**saved, "model": {**saved["model"], "vocab": strange}}))
+    with pytest.raises(ValueError, match="'十' is not written in the characters of bytes"):
+        BPE.load(path)
+
+
+def test_the_two_files_of_gpt2_are_read(text: str, tmp_path: Path) -> None:
+    # transformers writes and reads the files as GPT-2's release has them.
+    theirs = library([text], 757, [END])
+    vocab, merges = (Path(f) for f in theirs.model.save(str(tmp_path)))
+    ours = BPE.load_gpt2(vocab, merges)
+    assert ours.special_tokens == {END: theirs.token_to_id(END)}
+    sample = f"{text[:5_000]}{END}十 \x00 naïve"
+    assert ours.encode(sample, allow_special=True) == theirs.encode(sample).ids
+    assert ours == BPE.train(text, vocab_size=757, special_tokens=[END])
+    reference = transformers.GPT2Tokenizer(str(vocab), str(merges), unk_token=END, eos_token=END)
+    assert ours.encode(sample, allow_special=True) == reference.encode(sample)
+    merges.write_text("ab cd\n")
+    with pytest.raises(ValueError, match=r"merges.txt: the merge 'ab cd' must join two tokens"):
+        BPE.load_gpt2(vocab, merges)
+
+
+def test_merges_given_as_byte_pairs_make_the_tokenizer(bpe: BPE) -> None:
+    pairs = [(bpe.tokens[left], bpe.tokens[right]) for left, right in bpe.merges]
+    assert BPE.from_merges(pairs, special_tokens=[END]) == bpe
+    assert len(BPE.from_merges([])) == 256
+    # Two ways to one string share its token.
+    double = BPE.from_merges([(b"a", b"b"), (b"b", b"c"), (b"ab", b"c"), (b"a", b"bc")])
+    assert len(double) == 256 + 3
+    assert double.encode("abc") == [258]
+    with pytest.raises(ValueError, match="must join bytes or what earlier pairs made"):
+        BPE.from_merges([(b"ab", b"c")])
+    with pytest.raises(ValueError, match="comes twice"):
+        BPE.from_merges([(b"a", b"b"), (b"a", b"b")])
+    with pytest.raises(ValueError, match="special tokens must differ"):
+        BPE.from_merges([], special_tokens=[END, END])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    text=REPETITIVE | KNOWN, sizes=st.lists(st.integers(0, 5), max_size=40), special=st.booleans()
+)
+def test_parts_of_any_size_give_the_ids_of_the_whole_text(
+    bpe: BPE, text: str, sizes: list[int], special: bool
+) -> None:
+    whole = bpe.encode(text, allow_special=special)
+    raw, at, parts = text.encode(), 0, []
+    for size in [*sizes, len(raw)]:
+        parts.append(raw[at : at + size])
+        at += size
+    for source in (parts, iter([text]), text, raw, io.BytesIO(raw), io.StringIO(text, newline="")):
+        streamed = bpe.encode_stream(source, allow_special=special, block=3)
+        assert [i for ids in streamed for i in ids] == whole
+    # Text and bytes in turn, where the bytes end inside a character.
+    mixed = [*([text, raw] * 2), raw[:-1], text]
+    joined = b"".join(part.encode() if isinstance(part, str) else part for part in mixed)
+    streamed = bpe.encode_stream(mixed, allow_special=special, block=3)
+    assert [i for ids in streamed for i in ids] == bpe.encode(joined, allow_special=special)
+
+
+def test_an_open_file_without_lines_streams_in_constant_memory(bpe: BPE, tmp_path: Path) -> None:
+    def peak(repeats: int) -> int:
+        path = tmp_path / "text"
+        path.write_text("To be, or not to be: that is the question. " * repeats)
+        peaks = []
+        for _ in range(2):  # the first time fills the cache, which is bounded by itself
+            with path.open(encoding="utf-8") as file:
+                tracemalloc.start()
+                for _ in bpe.encode_stream(file, block=1 << 10):
+                    pass
+                peaks.append(tracemalloc.get_traced_memory()[1])
+                tracemalloc.stop()
+        return peaks[-1]
+
+    # Eight times the text in less than one and a half times the memory.
+    assert peak(2_400) < 1.5 * peak(300)
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 
@@ -374,6 +577,14 @@ def test_errors_name_what_is_wrong(bpe: BPE, tmp_path: Path) -> None:
         bpe.decode([3, 757])
     with pytest.raises(ValueError, match="block must be 1 or more, got 0"):
         next(bpe.encode_file(tmp_path / "missing", block=0))
+    with pytest.raises(ValueError, match="block must be 1 or more, got 0"):
+        next(bpe.encode_stream([], block=0))
+    with pytest.raises(ValueError, match=r"special_tokens must hold several texts, got .* '<end>'"):
+        BPE.train("a", vocab_size=300, special_tokens="<end>")
+    with pytest.raises(ValueError, match="special_tokens must hold several texts"):
+        BPE.from_merges([], special_tokens="<end>")
+    with pytest.raises(ValueError, match=r"lone surrogate U\+D800 at 2"):
+        list(bpe.encode_stream(["b", "a\ud800"]))
     with pytest.raises(ValueError, match="255 bytes have no token, the first is 1"):
         BPE((b"\x00",), ())
     with pytest.raises(ValueError, match=r"gives b'\\x00\\x01', not a token"):

@@ -14,6 +14,7 @@ from torch import Tensor
 from companion.foundations.language_models import bits_per_byte
 from companion.pretraining.autoregressive import (
     PanguAlpha,
+    _draw,
     document_places,
     draw,
     gpt2_config,
@@ -306,6 +307,55 @@ def test_misuse_says_what_to_do() -> None:
 
 
 # --- drawing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1e-37, 1e-45, 1e-300, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_draws_at_a_tiny_temperature_are_those_of_the_limit(
+    temperature: float, dtype: torch.dtype, g: torch.Generator
+) -> None:
+    logits = torch.tensor([1, 2, 300], dtype=dtype).expand(997, 3)
+    assert (draw(logits, generator=g, temperature=temperature) == 2).all()
+    if temperature > 0:  # the largest two share the draws; at 0 the first one is taken
+        tied = torch.tensor([7, -5, 7], dtype=dtype).expand(997, 3)
+        seen = draw(tied, generator=g, temperature=temperature)
+        # Five standard deviations of a share of 997 fair draws.
+        assert abs(float((seen == 0).double().mean()) - 0.5) < 5 * 0.5 / 997**0.5
+        assert not (seen == 1).any()
+
+
+@pytest.mark.parametrize(
+    "bad", [[0.0, float("nan")], [float("-inf")] * 2, [float("inf"), 0.0], [float("inf")] * 2]
+)
+@pytest.mark.parametrize("temperature", [1.0, 0.0, 1e-37])
+def test_rows_that_give_no_distribution_are_refused(
+    bad: list[float], temperature: float, g: torch.Generator
+) -> None:
+    rows = torch.tensor([[0.0, 1.0], bad, [1.0, float("-inf")]])
+    with pytest.raises(
+        ValueError, match=r"largest logit of each row must be finite, got -?(nan|inf)"
+    ):
+        draw(rows, generator=g, temperature=temperature)
+    draw(rows[::2], generator=g, temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    ("u", "row", "want"),
+    [
+        # Inversion: the class i with F(i - 1) <= u < F(i).
+        (0.0, [0.0, 0.0, 0.25, 0.75], 2),
+        (0.0, [0.25, 0.0, 0.75, 0.0], 0),
+        (0.25, [0.25, 0.0, 0.75, 0.0], 2),
+        (1 - 2**-24, [0.25, 0.5, 0.25, 0.0], 2),
+    ],
+)
+def test_a_uniform_number_at_the_edge_draws_no_class_of_probability_0(
+    u: float, row: list[float], want: int, monkeypatch: pytest.MonkeyPatch, g: torch.Generator
+) -> None:
+    monkeypatch.setattr(
+        _draw, "rand", lambda *size, generator, device, dtype: torch.full(size, u, dtype=dtype)
+    )
+    assert int(draw(torch.tensor(row).log(), generator=g)) == want
 
 
 def test_draws_follow_the_softmax(g: torch.Generator) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import permutations
 
@@ -364,6 +364,33 @@ def test_lengths_of_source_and_target_are_exact() -> None:
         assert source[-1] == target[-1] == 1
 
 
+def test_sentinels_that_run_out_are_refused_by_every_function_that_makes_them() -> None:
+    # 1,024 tokens at half and 3 make 171 spans; T5 has the 100 ids from 32,099 down to 32,000.
+    long = texts(1024)
+    spans = random_spans(long.real, ratio=0.5, mean=3.0, generator=gen())
+    half = Denoiser(mode="X", ratio=0.5, mean=3.0)
+    makers: list[Callable[..., object]] = [
+        lambda **k: split_spans(long, spans, **k),
+        lambda **k: span_corruption(long, ratio=0.5, mean=3.0, generator=gen(), **k),
+        lambda **k: mixture_of_denoisers(long, denoisers=[half], generator=gen(), **k),
+    ]
+    for make in makers:
+        with pytest.raises(ValueError, match=r"needs 171 sentinels, and from id 32099 down .* 100"):
+            make(sentinel=32099)
+        # More are there where the caller says so, but none has an id below 0.
+        make(sentinel=32099, sentinels=171)
+        make(sentinel=170, sentinels=200)
+        with pytest.raises(ValueError, match=r"needs 171 sentinels, and from id 169 down .* 170"):
+            make(sentinel=169, sentinels=200)
+    with pytest.raises(ValueError, match="needs 33 sentinels, and from id 20 down there are 21"):
+        span_corruption(texts(200), sentinel=20, ratio=0.5, mean=3.0, generator=gen())
+    # The closing sentinel counts.
+    two = torch.tensor([[True, False, True]])
+    assert split_spans(texts(3), two, sentinel=2, closing=True).target.ids.min() == 0
+    with pytest.raises(ValueError, match="needs 3 sentinels"):
+        split_spans(texts(3), two, sentinel=1, closing=True)
+
+
 def test_the_figure_of_the_paper() -> None:
     # Thank you for inviting me to your party last week .
     text = pad_rows([list(range(10, 21))])
@@ -481,7 +508,9 @@ def test_errors_name_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="real must be Bool"):
         random_spans(tokens.ids, generator=g)  # type: ignore[arg-type]
     spans = torch.tensor([[1, 0, 1, 0, 1], [0, 0, 1, 0, 0]]).bool()
-    with pytest.raises(ValueError, match="3 sentinels are needed, and there are 2"):
+    with pytest.raises(
+        ValueError, match="a row needs 3 sentinels, and from id 99 down there are 2"
+    ):
         split_spans(tokens, spans, sentinel=99, sentinels=2)
     with pytest.raises(ValueError, match="real tokens only"):
         split_spans(tokens, torch.ones(2, 5, dtype=torch.bool), sentinel=99)

@@ -654,3 +654,44 @@ def test_errors_name_what_is_wrong(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         call(rows(g, N, D))
+
+
+def test_the_table_of_a_spectral_loss_needs_rows_of_numbers(no_type_hook: None) -> None:
+    joint = torch.full((2, 3), 1 / 6, dtype=torch.float64)
+    U, V = torch.ones(2, 5, dtype=torch.float64), torch.ones(3, 5, dtype=torch.float64)
+    for name, wrong in (("U", (U.long(), V)), ("V", (U, V.long()))):
+        with pytest.raises(ValueError, match=f"{name} must be floating, got torch.int64"):
+            spectral_contrastive(*wrong, joint=joint)
+    with pytest.raises(ValueError, match="U needs at least one column"):
+        spectral_contrastive(U[:, :0], V[:, :0], joint=joint)
+
+
+@pytest.mark.parametrize("temperature", [1e-37, 1e-45, 1e-300])
+@pytest.mark.parametrize("learned", [False, True])
+def test_contrastive_losses_at_a_tiny_temperature_go_to_their_limits(
+    temperature: float, learned: bool
+) -> None:
+    t = torch.tensor(temperature, dtype=torch.float64) if learned else temperature
+    # Every positive is the only largest score, or one of k equal ones.
+    eye = torch.eye(3)
+    assert info_nce(eye, eye, temperature=t, symmetric=True) == 0
+    twice = torch.ones(2, 3)
+    torch.testing.assert_close(info_nce(twice, twice, temperature=t), torch.tensor(math.log(2)))
+    assert nt_xent(eye, eye, temperature=t) == 0
+    torch.testing.assert_close(nt_xent(twice, twice, temperature=t), torch.tensor(math.log(3)))
+    # A positive that lies behind by 1: the loss is 1 / T, or inf where float32 has no such number.
+    # float32 has no reciprocal of numbers below its smallest normal one, which stands in for them.
+    gap = 1 / max(temperature, torch.finfo(torch.float32).tiny)
+    behind = info_nce(eye, eye.roll(1, 0), temperature=t)
+    torch.testing.assert_close(behind, torch.tensor(gap, dtype=torch.float32))
+    # Without the positive in the denominator the loss is -1 / T + log of the other two.
+    apart = info_nce(eye, eye, temperature=t, positive_in_denominator=False)
+    torch.testing.assert_close(apart, torch.tensor(-gap, dtype=torch.float32))
+    # Chunks divide first: where that overflows they say so.
+    if temperature == 1e-37:
+        torch.testing.assert_close(
+            info_nce(eye, eye.roll(1, 0), temperature=t, chunk_size=2), behind
+        )
+    else:
+        with pytest.raises(ValueError, match=r"are beyond torch.float32: leave out chunk_size"):
+            info_nce(eye, eye.roll(1, 0), temperature=t, chunk_size=2)

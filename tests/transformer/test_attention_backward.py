@@ -315,3 +315,59 @@ def test_gradients_flow_through_merged_states(g: torch.Generator) -> None:
     expected = torch.autograd.grad((dense_attention(Q, K, V)[0] ** 2).sum(), (Q, K, V))
     for a, b in zip(made, expected, strict=True):
         torch.testing.assert_close(a, b, **EXACT)
+
+
+# --- the logarithm of the normalizer ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [None, causal()])
+def test_the_tiled_normalizers_are_those_of_the_scores(
+    mask: Mask | None, g: torch.Generator
+) -> None:
+    Q, K, V = problem(g)
+    out, lse = tiled_attention(Q, K, V, mask=mask, block=3, return_lse=True)
+    assert torch.equal(out, tiled_attention(Q, K, V, mask=mask, block=3))
+    K_each = K.repeat_interleave(Q.shape[1] // K.shape[1], dim=1)
+    scores = Q @ K_each.mT / Q.shape[-1] ** 0.5
+    if mask is not None:
+        n, m = scores.shape[-2:]
+        reads = torch.arange(m) <= torch.arange(n)[:, None]
+        scores = scores.masked_fill(~reads, -torch.inf)
+    want = scores.logsumexp(-1)
+    torch.testing.assert_close(lse, want, rtol=1e-12, atol=1e-13)
+    # Gradients of both outputs together, and of the normalizers alone.
+    for weigh in (lambda o, z: (o**2).sum() + z.sin().sum(), lambda o, z: z.sin().sum()):
+        ours = torch.autograd.grad(weigh(out, lse), (Q, K), retain_graph=True)
+        weights = torch.softmax(scores, -1)
+        dense = weights @ V.repeat_interleave(Q.shape[1] // V.shape[1], dim=1)
+        oracle = torch.autograd.grad(weigh(dense, want), (Q, K), retain_graph=True)
+        for mine, theirs in zip(ours, oracle, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
+
+
+def test_tiled_states_of_two_sets_of_keys_merge_into_the_whole(g: torch.Generator) -> None:
+    Q, K, V = problem(g)
+    states = []
+    for cut in (slice(0, 2), slice(2, None)):
+        out, lse = tiled_attention(Q, K[:, :, cut], V[:, :, cut], block=2, return_lse=True)
+        states.append((lse, torch.ones_like(lse), out))
+    torch.testing.assert_close(
+        merge_states(*states).output, tiled_attention(Q, K, V), rtol=1e-12, atol=1e-13
+    )
+
+
+def test_the_normalizer_of_nothing_is_minus_infinity_and_has_no_gradient(
+    g: torch.Generator,
+) -> None:
+    Q, K, V = problem(g)
+    allowed = torch.ones(Q.shape[-2], K.shape[-2], dtype=torch.bool)
+    allowed[1] = False
+    out, lse = tiled_attention(Q, K, V, mask=allowed, block=2, return_lse=True)
+    assert torch.isneginf(lse[:, :, 1]).all()
+    assert lse[:, :, 0].isfinite().all()
+    assert lse.dtype == torch.float64
+    grads = torch.autograd.grad(out.sum() + lse[:, :, [0, 2]].sum(), (Q, K, V))
+    assert all(grad.isfinite().all() for grad in grads)
+    assert (grads[0][:, :, 1] == 0).all()
+    half = tiled_attention(Q.half(), K.half(), V.half(), return_lse=True)[1]
+    assert half.dtype == torch.float32

@@ -377,7 +377,7 @@ def test_misfits_are_named():
         rotate(x, rotary(torch.arange(5).expand(3, 5)))
     with pytest.raises(ValueError, match=r"got \(5, 14\)"):
         rotate(x, Rotary(14)(torch.arange(5)))
-    with pytest.raises(ValueError, match="head_axis must be 1 or 2, got 3"):
+    with pytest.raises(ValueError, match=r"heads on axis 1 or 2, or three .* head_axis 3"):
         rotate(x, rotary(torch.arange(5)), head_axis=3)
     with pytest.raises(ValueError, match="head_dim must be even and 2 or more, got 15"):
         Rotary(15)
@@ -396,3 +396,38 @@ def test_the_representation_shows_what_was_chosen():
     assert "head_dim=16" in shown
     assert "LinearScaling(factor=2.0)" in shown
     assert "interleaved=True" in shown
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_axes_that_are_left_out_or_counted_from_the_end_change_nothing(interleaved: bool) -> None:
+    g = generator(0)
+    n, heads, d = 5, 3, 14
+    angles = Rotary(d, interleaved=interleaved)(torch.arange(n), dtype=F64)
+    by_head = randn(2, heads, n, d, generator=g, dtype=F64)
+    want = rotate(by_head, angles, interleaved=interleaved)
+
+    def turn(x: torch.Tensor, head_axis: int | None) -> torch.Tensor:
+        return rotate(x, angles, interleaved=interleaved, head_axis=head_axis)
+
+    assert torch.equal(turn(by_head, -3), want)
+    by_place, want_by_place = by_head.transpose(1, 2), want.transpose(1, 2)
+    for axis in (2, -2):
+        assert torch.equal(turn(by_place, axis), want_by_place)
+    for axis in (0, -3):  # (heads, n, d)
+        assert torch.equal(turn(by_head[1], axis), want[1])
+    for axis in (1, -2):  # (n, heads, d), the default
+        assert torch.equal(turn(by_place[1], axis), want_by_place[1])
+    assert torch.equal(rotate(by_place[1], angles, interleaved=interleaved), want_by_place[1])
+    # One head without an axis, and positions of each row.
+    assert torch.equal(turn(by_head[:, 2], None), want[:, 2])
+    rows = Rotary(d)(torch.arange(2 * n).view(2, n), dtype=F64)
+    assert torch.equal(rotate(by_head[:, 2], rows, head_axis=None), rotate(by_head, rows)[:, 2])
+    for x, axis in ((by_head[0], 2), (by_head, 0), (by_head, None)):
+        with pytest.raises(ValueError, match=r"x must have (four axes .* or three|three or four)"):
+            rotate(x, angles, head_axis=axis)
+    with pytest.raises(ValueError, match=r"needs cos and sin of shape \(3, 14\)"):
+        rotate(by_head[0], angles)  # heads first, and not said so
+
+
+def test_an_attention_factor_below_one_is_taken_as_it_is() -> None:
+    assert YarnScaling(factor=4.0, context=31, attention_factor=0.5).cos_sin_factor == 0.5

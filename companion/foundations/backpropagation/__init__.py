@@ -21,6 +21,7 @@ Book: :doc:`/book/foundations/backpropagation`.
 """
 
 from companion.foundations.backpropagation._activations import (
+    ACTIVATIONS,
     exp_backward,
     gelu_backward,
     log_backward,
@@ -69,6 +70,7 @@ from companion.foundations.backpropagation._vjps import (
 )
 
 __all__ = [
+    "ACTIVATIONS",
     "RULES",
     "Node",
     "Scaling",

@@ -7,14 +7,19 @@ is an entry-wise product.
 """
 
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from companion.core import check_floating, check_same_shape
 
 __all__ = [
+    "ACTIVATIONS",
     "exp_backward",
     "gelu_backward",
     "log_backward",
@@ -24,6 +29,19 @@ __all__ = [
     "silu_backward",
     "tanh_backward",
 ]
+
+
+#: Activation functions by name, each of any shape, as PyTorch has them.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "gelu": F.gelu,
+        "gelu_tanh": partial(F.gelu, approximate="tanh"),
+        "relu": F.relu,
+        "sigmoid": torch.sigmoid,
+        "silu": F.silu,
+        "tanh": torch.tanh,
+    }
+)
 
 
 def wide(tensor: Tensor) -> Tensor:

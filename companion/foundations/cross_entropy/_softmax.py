@@ -85,7 +85,7 @@ def log_softmax(
 
     Returns:
         Log-probabilities in nats, at most 0, ``-inf`` at masked entries. NaN in rows where every
-        entry is masked: there is no distribution on nothing.
+        entry is masked or one is ``+inf`` or NaN: these give no distribution.
 
     Raises:
         ValueError: If the temperature is not above 0, the logits are not floating, or the axis
@@ -93,7 +93,8 @@ def log_softmax(
 
     Numerics:
         The logarithm is taken of the normalizer, never of a probability, so a probability too
-        small for the dtype still has its logarithm.
+        small for the dtype still has its logarithm. The temperature divides distances from the
+        largest logit, as in :func:`softmax`.
 
     Book: :doc:`/book/foundations/cross_entropy`
 
@@ -102,8 +103,7 @@ def log_softmax(
         tensor([    0., -1000.])
     """
     _check_logits(logits, dim)
-    z = _scaled(wide(logits), temperature)
-    shifted = z - _shift(z, dim)
+    shifted = shifted_logits(wide(logits), temperature, dim=dim)
     return (shifted - shifted.exp().sum(dim, keepdim=True).log()).to(logits.dtype)
 
 
@@ -122,7 +122,8 @@ def softmax(
 
     Returns:
         Probabilities in [0, 1], exactly 0 at masked entries. NaN in rows where every entry is
-        masked: there is no distribution on nothing, and the caller must say what is meant.
+        masked or one is ``+inf`` or NaN: these give no distribution, and the caller must say what
+        is meant.
 
     Raises:
         ValueError: If the temperature is not above 0, the logits are not floating, or the axis
@@ -130,7 +131,9 @@ def softmax(
 
     Numerics:
         Shifted by the largest logit, which changes nothing in exact arithmetic and prevents
-        overflow. Computed in float32 or better.
+        overflow. Computed in float32 or better. The shift comes before the division: as the
+        temperature falls to 0 the result goes to its limit, equal shares for the largest logits.
+        A temperature below the smallest normal number (1.2e-38 in float32) counts as that number.
 
     References:
         J. S. Bridle, "Probabilistic interpretation of feedforward classification network outputs",
@@ -143,21 +146,39 @@ def softmax(
         tensor([0.5000, 0.5000, 0.0000])
     """
     _check_logits(logits, dim)
-    z = _scaled(wide(logits), temperature)
-    weights = (z - _shift(z, dim)).exp()
+    weights = shifted_logits(wide(logits), temperature, dim=dim).exp()
     return (weights / weights.sum(dim, keepdim=True)).to(logits.dtype)
 
 
-def _scaled(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    if isinstance(temperature, Tensor):
-        if temperature.ndim != 0:
-            raise ValueError(
-                f"temperature must be a scalar, got shape {tuple(temperature.shape)}: to give each "
-                "row its own, divide the logits before the call"
-            )
-    else:
+def shifted_logits(logits: Tensor, temperature: float | Tensor, *, dim: int = -1) -> Tensor:
+    """Distances of wide logits from the largest one over the temperature: 0 or below.
+
+    Softmax and the losses made of it are the same for these as for ``logits / temperature``,
+    which overflows where the temperature is tiny: inf - inf.
+    """
+    held = held_temperature(temperature, logits)
+    # Not _shift: where the largest is infinite every entry should be NaN, and inf - inf is.
+    apart = logits - logits.detach().amax(dim, keepdim=True)
+    if not isinstance(held, Tensor):
+        return apart / held
+    # A learned temperature must not meet a masked entry, whose -inf would make its gradient NaN.
+    masked = torch.isneginf(apart)
+    return (apart.masked_fill(masked, 0.0) / held).masked_fill(masked, float("-inf"))
+
+
+def held_temperature(temperature: float | Tensor, like: Tensor) -> float | Tensor:
+    """The temperature, checked, and no smaller than what has a reciprocal in the dtype."""
+    # Below it 0 / T would be NaN where T rounds to 0, or where a device multiplies by 1 / T.
+    tiny = torch.finfo(like.dtype).tiny
+    if not isinstance(temperature, Tensor):
         check_in_range("temperature", temperature, low=0.0, open_low=True)
-    return logits / temperature
+        return max(temperature, tiny)
+    if temperature.ndim != 0:
+        raise ValueError(
+            f"temperature must be a scalar, got shape {tuple(temperature.shape)}: to give each "
+            "row its own, divide the logits before the call"
+        )
+    return temperature.to(like.dtype).clamp_min(tiny)
 
 
 def entropy(probs: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:

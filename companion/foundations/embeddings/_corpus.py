@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from companion.core import check_count, check_ids, check_in_range
+from companion.core import check_count, check_ids, check_in_range, check_several
 
 __all__ = [
     "Corpus",
@@ -89,7 +89,7 @@ def vocabulary(tokens: Iterable[str], *, min_count: int = 5) -> Vocabulary:
         the order of the text.
 
     Raises:
-        ValueError: If ``min_count`` is below 1, or no word reaches it.
+        ValueError: If ``min_count`` is below 1, no word reaches it, or ``tokens`` is one text.
 
     Book:
         :doc:`/book/foundations/embeddings`
@@ -98,6 +98,7 @@ def vocabulary(tokens: Iterable[str], *, min_count: int = 5) -> Vocabulary:
         >>> vocabulary("to be or not to be".split(), min_count=2).words
         ('be', 'to')
     """
+    check_several("tokens", tokens)
     check_count("min_count", min_count)
     counted = Counter(tokens)
     kept = sorted(
@@ -125,6 +126,9 @@ def encode(tokens: Iterable[str], vocabulary: Vocabulary) -> Int[Tensor, " token
     Returns:
         The ids, at most as many as tokens.
 
+    Raises:
+        ValueError: If ``tokens`` is one text: cut it into words first.
+
     Book:
         :doc:`/book/foundations/embeddings`
 
@@ -132,6 +136,7 @@ def encode(tokens: Iterable[str], vocabulary: Vocabulary) -> Int[Tensor, " token
         >>> encode(["to", "die", "to"], vocabulary(["to", "be"], min_count=1))
         tensor([1, 1])
     """
+    check_several("tokens", tokens)
     index = vocabulary.index
     return torch.tensor([index[token] for token in tokens if token in index], dtype=torch.int64)
 
@@ -171,7 +176,7 @@ def corpus(
         The corpus.
 
     Raises:
-        ValueError: If no word is left.
+        ValueError: If no word is left, or a document is a text that was not cut into words.
 
     Book:
         :doc:`/book/foundations/embeddings`
@@ -180,7 +185,11 @@ def corpus(
         >>> corpus([["to", "be"], ["or", "to"]], min_count=1).documents
         tensor([0, 0, 1, 1])
     """
-    listed = [list(document) for document in documents]
+    check_several("documents", documents)
+    listed: list[list[str]] = []
+    for number, document in enumerate(documents):
+        check_several(f"document {number}", document)
+        listed.append(list(document))
     if vocabulary is None:
         made = _vocabulary((token for document in listed for token in document), min_count)
     else:

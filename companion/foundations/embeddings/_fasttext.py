@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from companion.core import check_count, resolve_device
+from companion.core import check_count, check_several, resolve_device
 from companion.foundations.embeddings._blocks import (
     block_coefficients,
     block_gradients,
@@ -145,7 +145,7 @@ def subwords(
         The rows.
 
     Raises:
-        ValueError: If ``buckets`` is below 1.
+        ValueError: If ``buckets`` is below 1, or ``words`` is one text.
 
     Book:
         :doc:`/book/foundations/embeddings`
@@ -154,6 +154,7 @@ def subwords(
         >>> subwords(["ab"], buckets=10, known=1, min_n=3, max_n=4).lengths  # ab, <ab, <ab>, ab>
         tensor([4])
     """
+    check_several("words", words)
     check_count("buckets", buckets)
     flat: list[int] = []
     offsets: list[int] = []
@@ -244,8 +245,10 @@ class FastTextEmbeddings(Embeddings):
             Their vectors. A word of the vocabulary has the same vector as in ``vectors``.
 
         Raises:
-            ValueError: If a word has no n-gram, such as the empty string.
+            ValueError: If a word has no n-gram, such as the empty string, or ``words`` is one
+                text: for one word see :meth:`vector`.
         """
+        check_several("words", words)
         listed = tuple(words)
         rows: list[int] = []
         offsets: list[int] = []
@@ -275,6 +278,9 @@ class FastTextEmbeddings(Embeddings):
 
         Returns:
             Smaller tables.
+
+        Raises:
+            ValueError: If ``words`` is one text.
         """
         return Embeddings(
             words=self.words, vectors=self.vectors, contexts=self.contexts, losses=self.losses

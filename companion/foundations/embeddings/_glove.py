@@ -73,7 +73,7 @@ def glove_loss(
         power: Exponent of the weight, > 0.
 
     Returns:
-        Mean over the cells (the paper has the sum), 0 or above.
+        Mean over the cells (the paper has the sum), 0 or above, in float32 or better.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -103,6 +103,8 @@ def _glove_residual(
     check_same_shape("words", words, "contexts", contexts)
     check_same_shape("word_biases", word_biases, "counts", counts)
     check_same_shape("context_biases", context_biases, "counts", counts)
+    wide = torch.promote_types(words.dtype, torch.float32)
+    words, contexts, counts = words.to(wide), contexts.to(wide), counts.to(wide)
     logs = torch.where(counts > 0, counts, torch.ones_like(counts)).log()
     return (words * contexts).sum(-1) + word_biases + context_biases - logs
 
@@ -152,7 +154,12 @@ def glove_gradients(
     residual = _glove_residual(words, contexts, word_biases, context_biases, counts)
     slope = 2.0 * glove_weight(counts, x_max=x_max, power=power) * residual / len(counts)
     column = slope.unsqueeze(-1)
-    return column * contexts, column * words, slope, slope.clone()
+    return (
+        (column * contexts).to(words.dtype),
+        (column * words).to(words.dtype),
+        slope.to(word_biases.dtype),
+        slope.to(context_biases.dtype, copy=True),
+    )
 
 
 def train_glove(

@@ -3,6 +3,7 @@ r"""Hierarchical softmax: a word is a path down a binary tree."""
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -78,7 +79,7 @@ def hierarchical_softmax_loss(
         branches: The branch :math:`s_j` at each node, +1 or -1; 0 pads short paths.
 
     Returns:
-        Mean loss, nats a word. Probabilities of all words sum to 1.
+        Mean loss, nats a word, in float32 or better. Probabilities of all words sum to 1.
 
     References:
         Morin & Bengio 2005 (AISTATS); Mikolov et al. 2013, arXiv:1310.4546, eq. 3.
@@ -86,6 +87,8 @@ def hierarchical_softmax_loss(
     Book:
         :doc:`/book/foundations/embeddings`
     """
-    sign = branches.to(vectors.dtype)
+    wide = torch.promote_types(vectors.dtype, torch.float32)
+    vectors, nodes = vectors.to(wide), nodes.to(wide)
+    sign = branches.to(wide)
     scores = (nodes @ vectors.unsqueeze(-1)).squeeze(-1)
     return -(sign.abs() * F.logsigmoid(sign * scores)).sum(-1).mean()

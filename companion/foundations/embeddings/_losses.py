@@ -24,6 +24,11 @@ __all__ = [
 ]
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32 or better: scores of float16 vectors may pass 65,504."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def embed(
     table: Float[Tensor, "vocab dim"], ids: Int[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch dim"]:
@@ -115,7 +120,7 @@ def skipgram_loss(
         targets: Ids of the context words that were observed.
 
     Returns:
-        Mean loss, nats a pair, 0 or above.
+        Mean loss, nats a pair, 0 or above, in float32 or better.
 
     Raises:
         ValueError: If a target is not a row of the table.
@@ -135,7 +140,7 @@ def skipgram_loss(
         tensor(1.3863)
     """
     check_ids("targets", targets, table.shape[0])
-    scores = centers @ table.mT
+    scores = _wide(centers) @ _wide(table).mT
     chosen = scores.gather(1, targets.unsqueeze(1)).squeeze(1)
     return (scores.logsumexp(1) - chosen).mean()
 
@@ -190,7 +195,8 @@ def sgns_loss(
         negatives: Context vectors :math:`u_{n_j}` of :math:`k` words drawn from the noise.
 
     Returns:
-        Mean loss, nats a pair, 0 or above; :math:`(k + 1) \log 2` at zero vectors.
+        Mean loss, nats a pair, 0 or above, in float32 or better; :math:`(k + 1) \log 2` at zero
+        vectors.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -210,6 +216,7 @@ def sgns_loss(
         tensor(2.7726)
     """
     check_same_shape("centers", centers, "contexts", contexts)
+    centers, contexts, negatives = _wide(centers), _wide(contexts), _wide(negatives)
     positive = (centers * contexts).sum(-1)
     negative = (negatives @ centers.unsqueeze(-1)).squeeze(-1)
     return -(F.logsigmoid(positive) + F.logsigmoid(-negative).sum(-1)).mean()
@@ -302,7 +309,7 @@ def cbow_loss(
         mask: True where a context word counts; all of them by default.
 
     Returns:
-        Mean loss, nats a gap, 0 or above.
+        Mean loss, nats a gap, 0 or above, in float32 or better.
 
     Raises:
         ValueError: If the shapes do not fit.

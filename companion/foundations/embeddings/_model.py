@@ -13,6 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from companion.core import check_several
+
 __all__ = ["Embeddings"]
 
 Table = TypeVar("Table", bound="Embeddings")
@@ -79,7 +81,11 @@ class Embeddings:
 
         Returns:
             Smaller tables.
+
+        Raises:
+            ValueError: If ``words`` is one text.
         """
+        check_several("words", words)
         kept = tuple(word for word in words if word in self.index)
         rows = torch.tensor([self.index[word] for word in kept], device=self.vectors.device)
         return Embeddings(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_count, check_same_shape
+from companion.core import check_count, check_same_shape, check_several
 
 __all__ = [
     "AnalogyScore",
@@ -257,11 +257,13 @@ def evaluate_word_pairs(
         missing word are left out, so compare correlations only at equal coverage.
 
     Raises:
-        ValueError: If fewer than three pairs are covered.
+        ValueError: If fewer than three pairs are covered, or a list is one text.
 
     Book:
         :doc:`/book/foundations/embeddings`
     """
+    check_several("first", first)
+    check_several("second", second)
     rows: list[tuple[int, int]] = []
     kept: list[int] = []
     for number, (one, other) in enumerate(zip(first, second, strict=True)):
@@ -322,9 +324,15 @@ def evaluate_analogies(
     Returns:
         The number of correct answers, and the coverage.
 
+    Raises:
+        ValueError: If a question is a text and not four words.
+
     Book:
         :doc:`/book/foundations/embeddings`
     """
+    check_several("questions", questions)
+    for number, question in enumerate(questions):
+        check_several(f"question {number}", question)
     found = [[_find(lexicon, word) for word in question] for question in questions]
     rows = [row for row in found if None not in row]
     unit = F.normalize(lexicon.vectors, dim=1)

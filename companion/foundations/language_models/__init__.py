@@ -11,6 +11,7 @@ BOS, the padding before the first symbol: contexts may hold it, and nothing pred
 Book: :doc:`/book/foundations/language_models`.
 """
 
+from companion.foundations.language_models._added import AddedToken
 from companion.foundations.language_models._bpe import BPE
 from companion.foundations.language_models._counts import NGramCounts, count_ngrams, windows
 from companion.foundations.language_models._interpolation import (
@@ -35,6 +36,7 @@ from companion.foundations.language_models._words import ClosedVocabulary, sente
 __all__ = [
     "BPE",
     "NPLM",
+    "AddedToken",
     "ClosedVocabulary",
     "JelinekMercerFit",
     "MixtureFit",

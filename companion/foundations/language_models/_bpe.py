@@ -5,7 +5,6 @@ GPT-2's order (printable ones first), then one id for each merge.
 """
 
 import codecs
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,23 +12,24 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from companion.core import check_count
+from companion.core import check_count, check_several
+from companion.foundations.language_models._added import AddedToken, cut_out, one_of
+from companion.foundations.language_models._bpe_files import (
+    BYTES,
+    Table,
+    read_document,
+    read_gpt2,
+    write_document,
+)
 from companion.foundations.language_models._merges import learn, replay
 from companion.foundations.language_models._pretokenize import pattern
 
 __all__ = ["BPE"]
-
-# Printable bytes stand for themselves; the rest take the characters from U+0100 on, so that every
-# token can be written as visible text. Ids follow the order of these characters.
-_PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
-_BYTES = (*_PRINTABLE, *(byte for byte in range(256) if byte not in _PRINTABLE))
-_TO_CHAR = {b: chr(b if b in _PRINTABLE else 256 + i - 188) for i, b in enumerate(_BYTES)}
-_TO_BYTE = {char: byte for byte, char in _TO_CHAR.items()}
 
 # Bytes that are not valid UTF-8 pass through as lone surrogates, one each (PEP 383).
 _ESCAPE = "surrogateescape"
@@ -69,10 +69,13 @@ class BPE:
         tokens: For each id its bytes; for a special token its text in UTF-8.
         merges: The pairs of ids in the order in which they were learned.
         special_tokens: The text of each special token and its id. Text never turns into them
-            unless the caller allows it.
+            unless the caller allows it, or a merge of a loaded tokenizer makes that very id.
+        added_tokens: How tokens are matched that are not special, or take the white space around
+            them; none by default.
 
     Raises:
-        ValueError: If a byte is missing among the tokens, or a merge has no product there.
+        ValueError: If a byte is missing among the tokens, a merge has no product there, or a
+            special or added token has no text or no id.
 
     References:
         R. Sennrich et al., arXiv:1508.07909, algorithm 1; on bytes: Radford et al. 2019, section
@@ -94,11 +97,14 @@ class BPE:
     tokens: tuple[bytes, ...]
     merges: tuple[tuple[int, int], ...]
     special_tokens: dict[str, int] = field(default_factory=dict)
+    added_tokens: dict[str, AddedToken] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, number in self.special_tokens.items():
-            if not (name and 0 <= number < len(self.tokens)):
-                raise ValueError(f"special token {name!r} needs a text and an id, got id {number}")
+        for name, token in self._added.items():
+            if not (name and 0 <= token.id < len(self.tokens)):
+                raise ValueError(
+                    f"special token {name!r} needs a text and an id, got id {token.id}"
+                )
         missing = [byte for byte in range(256) if bytes([byte]) not in self._ids]
         if missing:
             raise ValueError(f"{len(missing)} bytes have no token, the first is {missing[0]}")
@@ -111,9 +117,21 @@ class BPE:
         return f"BPE({len(self)} tokens, {len(self.special_tokens)} of them special)"
 
     @cached_property
+    def _added(self) -> dict[str, AddedToken]:
+        plain = {name: AddedToken(number) for name, number in self.special_tokens.items()}
+        return plain | self.added_tokens
+
+    @cached_property
+    def _patterns(self) -> tuple[re.Pattern[str] | None, ...]:
+        first = [name for name, token in self._added.items() if not token.normalized]
+        return one_of(first), one_of(self._added.keys() - set(first))
+
+    @cached_property
     def _ids(self) -> dict[bytes, int]:
-        special = set(self.special_tokens.values())
-        return {token: i for i, token in enumerate(self.tokens) if i not in special}
+        # Of two tokens for one string of bytes a merge makes the one that was not added.
+        added = {token.id for token in self._added.values()}
+        ordered = sorted(range(len(self)), key=lambda i: i in added, reverse=True)
+        return {self.tokens[i]: i for i in ordered}
 
     @cached_property
     def _byte_ids(self) -> list[int]:
@@ -132,10 +150,6 @@ class BPE:
     @cached_property
     def _cache(self) -> _Cache:
         return _Cache({pair: rank for rank, pair in enumerate(self.merges)}, self)
-
-    @cached_property
-    def _special_pattern(self) -> re.Pattern[str] | None:
-        return _special_pattern(self.special_tokens)
 
     @classmethod
     def train(
@@ -161,14 +175,16 @@ class BPE:
             The tokenizer.
 
         Raises:
-            ValueError: If the vocabulary has no room, a special token is empty or repeated, or a
-                text holds a lone surrogate.
+            ValueError: If the vocabulary has no room, a special token is empty or repeated, one
+                text stands where several special tokens are meant, or a text holds a lone
+                surrogate.
 
         Numerics:
             A heap holds the pairs by count, and an index the pieces in which each occurs, so a
             merge costs as much as the pieces it changes. Counts of pairs that lost an occurrence
             are corrected when they come to the top.
         """
+        check_several("special_tokens", special_tokens)
         first = len(special_tokens) + 256
         if vocab_size < first:
             raise ValueError(
@@ -178,20 +194,64 @@ class BPE:
         if len(set(special_tokens)) < len(special_tokens):
             raise ValueError(f"special tokens must differ, got {list(special_tokens)}")
         pieces: Counter[str] = Counter()
-        special = _special_pattern(special_tokens)
+        special = one_of(special_tokens)
         for text in [texts] if isinstance(texts, (str, bytes)) else texts:
             whole = _as_str(text)
             for part in [whole] if special is None else special.split(whole)[::2]:
                 pieces.update(pattern().findall(part))
-        ids = {byte: len(special_tokens) + i for i, byte in enumerate(_BYTES)}
+        ids = {byte: len(special_tokens) + i for i, byte in enumerate(BYTES)}
         words = [[ids[byte] for byte in piece.encode("utf-8", _ESCAPE)] for piece in pieces]
         merges = learn(
             words, list(pieces.values()), first=first, end=vocab_size, least=max(1, min_frequency)
         )
-        tokens = [name.encode() for name in special_tokens] + [bytes([byte]) for byte in _BYTES]
+        tokens = _first_tokens(special_tokens)
         for left, right in merges:
             tokens.append(tokens[left] + tokens[right])
         return cls(tuple(tokens), tuple(merges), {n: i for i, n in enumerate(special_tokens)})
+
+    @classmethod
+    def from_merges(
+        cls, merges: Iterable[tuple[bytes, bytes]], *, special_tokens: Sequence[str] = ()
+    ) -> "BPE":
+        """Make a tokenizer of merges given as pairs of byte strings.
+
+        Args:
+            merges: The pairs in the order in which they are replayed. Each side is a single byte
+                or made by an earlier pair.
+            special_tokens: Texts that get the first ids.
+
+        Returns:
+            The tokenizer: special tokens, then the 256 bytes, then one token for each pair that
+            makes a new string.
+
+        Raises:
+            ValueError: If a side is not made by an earlier pair, a pair comes twice, or special
+                tokens repeat or are one text.
+
+        Example:
+            >>> bpe = BPE.from_merges([(b"l", b"o"), (b"lo", b"w")])
+            >>> [bpe.tokens[i] for i in bpe.encode("low lot")]
+            [b'low', b' ', b'lo', b't']
+        """
+        check_several("special_tokens", special_tokens)
+        if len(set(special_tokens)) < len(special_tokens):
+            raise ValueError(f"special tokens must differ, got {list(special_tokens)}")
+        tokens = _first_tokens(special_tokens)
+        ids = {token: i for i, token in enumerate(tokens) if i >= len(special_tokens)}
+        made: dict[tuple[int, int], None] = {}
+        for left, right in merges:
+            if left not in ids or right not in ids:
+                raise ValueError(
+                    f"the pair {(left, right)} must join bytes or what earlier pairs made"
+                )
+            pair = (ids[left], ids[right])
+            if pair in made:
+                raise ValueError(f"the pair {(left, right)} comes twice")
+            made[pair] = None
+            if left + right not in ids:
+                ids[left + right] = len(tokens)
+                tokens.append(left + right)
+        return cls(tuple(tokens), tuple(made), {n: i for i, n in enumerate(special_tokens)})
 
     def encode(self, text: str | bytes, *, allow_special: bool = False) -> list[int]:
         """Turn text into ids.
@@ -200,7 +260,7 @@ class BPE:
             text: Text, or any bytes.
             allow_special: Whether the text of a special token becomes its id (the longest one
                 that fits). Leave it off for text from outside, which could otherwise forge an end
-                of text.
+                of text. Added tokens that are not special become ids in any case.
 
         Returns:
             The ids.
@@ -212,16 +272,12 @@ class BPE:
             A piece of m bytes costs O(m log m) the first time; the last 65,536 short pieces are
             remembered.
         """
-        special = self._special_pattern if allow_special else None
-        return [i for part in self._parts(_as_str(text), special) for i in part[1]]
+        return [i for part in self._parts(_as_str(text), allow_special) for i in part[1]]
 
     def encode_file(
         self, path: str | Path, *, allow_special: bool = False, block: int = 1 << 20
     ) -> Iterator[list[int]]:
-        """Turn a file into ids, block by block.
-
-        The ids of all blocks together are those of the whole file: a block ends where no later
-        text can change the cut.
+        """Turn a file into ids, block by block: :meth:`encode_stream` of the opened file.
 
         Args:
             path: The file, of any bytes.
@@ -233,51 +289,86 @@ class BPE:
 
         Raises:
             ValueError: If ``block`` is below 1.
-
-        Numerics:
-            Memory is that of a few blocks, or of the longest piece of the text if that is longer.
         """
         check_count("block", block, low=1)
-        special = self._special_pattern if allow_special else None
-        # The decision where a piece ends has looked at no more than two further characters, and
-        # a special token that starts in the piece would be seen up to its end.
-        margin = 2 + (max(map(len, self.special_tokens)) if special else 0)
-        decoder = codecs.getincrementaldecoder("utf-8")(_ESCAPE)
-        rest = ""
         with Path(path).open("rb") as file:
-            while True:
-                # A piece longer than a block: read twice as much, so the work stays linear.
-                data = file.read(max(block, len(rest)))
-                rest += decoder.decode(data, final=not data)
-                if not data:
+            yield from self.encode_stream(file, allow_special=allow_special, block=block)
+
+    def encode_stream(
+        self,
+        source: str | bytes | IO[str] | IO[bytes] | Iterable[str | bytes],
+        *,
+        allow_special: bool = False,
+        block: int = 1 << 20,
+    ) -> Iterator[list[int]]:
+        """Turn an open file, or a text that comes in parts, into ids.
+
+        All ids together are those of the whole text, wherever its parts were cut: ids leave as
+        soon as no later text can change them.
+
+        Args:
+            source: A file opened for text or for bytes, or any iterable of parts, cut anywhere,
+                also inside a character of bytes. Where documents must not touch, call
+                :meth:`encode` for each, or put a special token between them.
+            allow_special: See :meth:`encode`.
+            block: Characters or bytes that are taken at a time, 1 or more.
+
+        Yields:
+            The ids of one block.
+
+        Raises:
+            ValueError: If ``block`` is below 1, or a part of text holds a lone surrogate.
+
+        Numerics:
+            Memory is that of a few blocks, or of the longest piece of the text or the longest part
+            of an iterable if that is longer.
+
+        Example:
+            >>> bpe = BPE.from_merges([(b"l", b"o"), (b"lo", b"w")])
+            >>> [bpe.tokens[i] for ids in bpe.encode_stream(["l", "ow"]) for i in ids]
+            [b'low']
+        """
+        check_count("block", block, low=1)
+        # The decision where a piece ends has looked at no more than two further characters, and
+        # an added token that starts in the piece would be seen up to its end. White space before
+        # an added token is one piece with it, so what strips it needs no more.
+        margin = 2 + max(map(len, self._added), default=0)
+        decoder = codecs.getincrementaldecoder("utf-8")(_ESCAPE)
+        rest, held = "", [0]
+        for part in _blocks(source, block, held):
+            if isinstance(part, str):
+                rest += decoder.decode(b"", final=True) + _as_str(part)
+            else:
+                rest += decoder.decode(part)
+            ids, done = [], 0
+            for end, found in self._parts(rest, allow_special, by_piece=True):
+                if end > len(rest) - margin:
                     break
-                ids, done = [], 0
-                for end, part in self._parts(rest, special, by_piece=True):
-                    if end > len(rest) - margin:
-                        break
-                    ids.append(part)
-                    done = end
-                rest = rest[done:]
-                if ids:
-                    yield list(chain.from_iterable(ids))
+                ids.append(found)
+                done = end
+            rest = rest[done:]
+            held[0] = len(rest)
+            if ids:
+                yield list(chain.from_iterable(ids))
+        rest += decoder.decode(b"", final=True)
         if rest:
-            yield [i for part in self._parts(rest, special) for i in part[1]]
+            yield [i for part in self._parts(rest, allow_special) for i in part[1]]
 
     def _parts(
-        self, text: str, special: re.Pattern[str] | None, *, by_piece: bool = False
+        self, text: str, allow_special: bool, *, by_piece: bool = False
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield the end of each part of the text and its ids."""
         start = 0
-        cuts = [] if special is None else [match.span() for match in special.finditer(text)]
-        for low, high in [*cuts, (len(text), len(text))]:
+        cuts = cut_out(text, self._added, self._patterns, allow_special=allow_special)
+        for low, high, number in [*cuts, (len(text), len(text), -1)]:
             if by_piece:
                 for match in pattern().finditer(text, start, low):
                     yield match.end(), self._cache[match[0]]
             else:
                 found = pattern().findall(text, start, low)
                 yield low, list(chain.from_iterable(map(self._cache.__getitem__, found)))
-            if high > low:
-                yield high, [self.special_tokens[text[low:high]]]
+            if number >= 0:
+                yield high, [number]
             start = high
 
     def decode_bytes(self, ids: Sequence[int] | Tensor) -> bytes:
@@ -322,37 +413,15 @@ class BPE:
         Raises:
             ValueError: If a merge spells a special token, for which that format has no place.
         """
-        names = {i: name for name, i in self.special_tokens.items()}
-        shown = [names.get(i) or "".join(_TO_CHAR[b] for b in t) for i, t in enumerate(self.tokens)]
-        if len(set(shown)) < len(shown):
-            double = next(name for name, many in Counter(shown).items() if many > 1)
-            raise ValueError(f"two tokens are written {double!r}, so a JSON table cannot hold them")
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-        document = {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
-                {"id": i, "content": name, **flags, "special": True}
-                for name, i in self.special_tokens.items()
-            ],
-            "normalizer": None,
-            "pre_tokenizer": {**byte_level, "use_regex": True},
-            "post_processor": None,
-            "decoder": {**byte_level, "use_regex": True},
-            "model": {
-                "type": "BPE",
-                "vocab": {name: i for i, name in enumerate(shown)},
-                "merges": [[shown[left], shown[right]] for left, right in self.merges],
-            },
-        }
-        text = json.dumps(document, ensure_ascii=False, indent=1)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_document(path, self.tokens, self.merges, self._added)
 
     @classmethod
     def load(cls, path: str | Path) -> "BPE":
         """Read a ``tokenizer.json`` of a byte-level BPE, written by :meth:`save` or elsewhere.
+
+        Added tokens are matched as that library does: those that are not special always, with the
+        white space that their flags ``lstrip`` and ``rstrip`` give them. Truncation, padding and
+        what a post-processor puts around a text are left to the caller.
 
         Args:
             path: The file.
@@ -361,34 +430,60 @@ class BPE:
             The tokenizer.
 
         Raises:
-            ValueError: If the file describes another kind of tokenizer, or one that normalizes or
-                cuts its text differently.
+            ValueError: If the file describes another kind of tokenizer, one that normalizes or
+                cuts its text differently, draws its merges (``dropout``), or matches an added
+                token as a single word only; or if ids have gaps.
         """
-        document: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        model, cutter = document["model"], document["pre_tokenizer"] or {}
-        kind = (model.get("type"), cutter.get("type"), cutter.get("add_prefix_space"))
-        if (
-            kind != ("BPE", "ByteLevel", False)
-            or not cutter.get("use_regex", True)
-            or document["normalizer"]
-            or model.get("ignore_merges")
-        ):
-            raise ValueError(
-                f"{path} must hold a BPE model with ByteLevel pre-tokenization, no prefix space "
-                f"and no normalizer, got model, pre-tokenizer and prefix space {kind}"
-            )
-        special = {token["content"]: int(token["id"]) for token in document["added_tokens"]}
-        vocab: dict[str, int] = {**model["vocab"], **special}
-        shown = sorted(vocab, key=vocab.__getitem__)
-        if [vocab[name] for name in shown] != list(range(len(shown))):
-            raise ValueError(f"{path}: the ids must be 0, ..., {len(shown) - 1} without a gap")
-        tokens = [
-            name.encode() if name in special else bytes([_TO_BYTE[char] for char in name])
-            for name in shown
-        ]
-        pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-        merges = tuple((vocab[left], vocab[right]) for left, right in pairs)
-        return cls(tuple(tokens), merges, special)
+        return cls._of(read_document(path))
+
+    @classmethod
+    def load_gpt2(cls, vocab: str | Path, merges: str | Path) -> "BPE":
+        """Read the two files of GPT-2: a table of ids, and the merges, one a line.
+
+        Args:
+            vocab: The table, ``vocab.json`` (``encoder.json`` in the first release).
+            merges: The merges, ``merges.txt`` (``vocab.bpe``).
+
+        Returns:
+            The tokenizer. A token of the table that is neither a byte nor made by a merge is
+            special, as is ``<|endoftext|>``.
+
+        Raises:
+            ValueError: If a merge joins what is no token, bytes are missing, or ids have gaps.
+        """
+        return cls._of(read_gpt2(vocab, merges))
+
+    @classmethod
+    def _of(cls, table: Table) -> "BPE":
+        return cls(table.tokens, table.merges, table.special, table.added)
+
+
+def _first_tokens(special: Sequence[str]) -> list[bytes]:
+    return [name.encode() for name in special] + [bytes([byte]) for byte in BYTES]
+
+
+def _blocks(
+    source: str | bytes | IO[str] | IO[bytes] | Iterable[str | bytes], block: int, held: list[int]
+) -> Iterator[str | bytes]:
+    """Parts of about a block each, and of as much as is held where that is more.
+
+    Where a piece is longer than a block, twice as much is read each time: the work stays linear.
+    """
+    read = getattr(source, "read", None)
+    if read is not None:
+        while data := read(max(block, held[0])):
+            yield data
+        return
+    waiting: list[Any] = []
+    size = 0
+    for part in [source] if isinstance(source, str | bytes) else source:
+        if waiting and (size >= max(block, held[0]) or not isinstance(part, type(waiting[0]))):
+            yield waiting[0][:0].join(waiting)
+            waiting, size = [], 0
+        waiting.append(part)
+        size += len(part)
+    if waiting:
+        yield waiting[0][:0].join(waiting)
 
 
 def _as_str(text: str | bytes) -> str:
@@ -402,10 +497,3 @@ def _as_str(text: str | bytes) -> str:
             "is no character: pass the original bytes instead"
         ) from error
     return text
-
-
-def _special_pattern(names: Iterable[str]) -> re.Pattern[str] | None:
-    ordered = sorted(names, key=len, reverse=True)
-    if "" in ordered:
-        raise ValueError("a special token must not be empty")
-    return re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else None

@@ -219,7 +219,7 @@ def absolute_discounts(
         modified: Whether to give three discounts.
 
     Returns:
-        Three discounts in [0, 3], float64, all equal unless modified; no count is made negative.
+        Three discounts, the one for r in [0, r], float64, all equal unless modified.
 
     Raises:
         ValueError: If the text is too short or too regular to tell: an :math:`n_r` that the
@@ -228,7 +228,7 @@ def absolute_discounts(
     References:
         H. Ney, U. Essen and R. Kneser, doi:10.1006/csla.1994.1001; modified: S. F. Chen and
         J. Goodman, doi:10.1006/csla.1999.0128, eq. 26. Where a sample makes a modified discount
-        fall outside [0, r], it is moved to the nearer end.
+        negative, it is set to 0.
 
     Book: :doc:`/book/foundations/language_models`
 
@@ -248,7 +248,7 @@ def absolute_discounts(
     if not modified:
         return y.expand(3).clone()
     three = torch.stack([r - (r + 1) * y * n[r + 1] / n[r] for r in (1, 2, 3)])
-    return torch.minimum(three.clamp(min=0.0), torch.arange(1.0, 4.0).to(three))
+    return three.clamp(min=0.0)
 
 
 def kneser_ney(

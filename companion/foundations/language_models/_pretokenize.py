@@ -4,10 +4,10 @@ import re
 import unicodedata
 from functools import cache
 
-__all__ = ["pattern", "pretokenize"]
+__all__ = ["SPACE", "pattern", "pretokenize"]
 
 # Unicode's White_Space. Python's \s also holds the separators U+001C to U+001F.
-_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 # No number beyond the decimal digits lies above this plane.
 _LAST_NUMBER = 0x1FFFF
 
@@ -31,10 +31,10 @@ def pattern() -> re.Pattern[str]:
     letter = rf"[^\W\d_{numbers}]"
     number = rf"[\d{numbers}]"
     other = r"(?:[^\w\s]|[_\x1c-\x1f])"
-    space = rf"[{_SPACE}]"
+    space = rf"[{SPACE}]"
     return re.compile(
         rf"'s|'t|'re|'ve|'m|'ll|'d| ?{letter}+| ?{number}+| ?{other}+"
-        rf"|{space}+(?![^{_SPACE}])|{space}+"
+        rf"|{space}+(?![^{SPACE}])|{space}+"
     )
 
 

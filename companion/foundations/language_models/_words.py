@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from companion.core import check_count
+from companion.core import check_count, check_several
 
 __all__ = ["ClosedVocabulary", "sentences"]
 
@@ -89,10 +89,10 @@ class ClosedVocabulary:
             The vocabulary; words of equal count are in alphabetical order.
 
         Raises:
-            ValueError: If ``min_count`` is below 1.
+            ValueError: If ``min_count`` is below 1, or a sentence was not cut into words.
         """
         check_count("min_count", min_count, low=1)
-        counted = Counter(word for text in texts for word in text)
+        counted = Counter(word for text in _cut(texts) for word in text)
         kept = [word for word, count in counted.items() if count >= min_count]
         kept.sort(key=lambda word: (-counted[word], word))
         return cls(("<unk>", "</s>", *(w for w in kept if w not in ("<unk>", "</s>"))))
@@ -105,6 +105,20 @@ class ClosedVocabulary:
 
         Returns:
             The ids of each sentence, without an EOS.
+
+        Raises:
+            ValueError: If a sentence was not cut into words.
         """
         index = self.index
-        return [torch.tensor([index.get(word, self.unk) for word in text]).long() for text in texts]
+        return [
+            torch.tensor([index.get(word, self.unk) for word in text]).long()
+            for text in _cut(texts)
+        ]
+
+
+def _cut(texts: Iterable[Sequence[str]]) -> Iterator[Sequence[str]]:
+    """The sentences, each of which must be a list of words."""
+    check_several("texts", texts)
+    for number, text in enumerate(texts):
+        check_several(f"text {number}", text)
+        yield text

@@ -3,7 +3,9 @@
 Steps count from 0. Each function returns the factor of one update, so it fits the ``schedule`` of
 :func:`companion.core.train` and ``torch.optim.lr_scheduler.LambdaLR``. Warm-up is linear and
 gives the first update the factor ``1 / warmup``, not 0: a step of length zero would only waste a
-batch. Other libraries start at 0; shifting the step by one turns one into the other.
+batch. The ``transformers`` library starts at 0. For :func:`warmup_cosine` and :func:`wsd` only
+the warm-up differs by this one step: the decay is the same at the same step there. All of
+:func:`inv_sqrt` is one step ahead.
 """
 
 import math

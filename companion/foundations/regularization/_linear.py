@@ -220,8 +220,8 @@ def dropout_penalty(
             logistic regression. ``None`` takes 1, which is least squares.
 
     Returns:
-        The penalty, in the unit of the loss summed over examples; 0 or above for a convex
-        :math:`A`.
+        The penalty, in the unit of the loss summed over examples, in float32 or better; 0 or
+        above for a convex :math:`A`.
 
     Raises:
         ValueError: If shapes or dtypes do not fit, or ``p`` lies outside [0, 1).
@@ -240,7 +240,8 @@ def dropout_penalty(
     check_shape("X", X, (None, None))
     check_shape("w", w, (X.shape[1],))
     check_in_range("p", p, low=0.0, high=1.0, open_high=True)
-    spread = X**2 @ w**2
+    wide = torch.promote_types(X.dtype, torch.float32)
+    spread = X.to(wide) ** 2 @ w.to(wide) ** 2
     if curvature is not None:
         check_shape("curvature", curvature, (len(X),))
         spread = curvature * spread

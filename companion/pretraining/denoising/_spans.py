@@ -28,6 +28,9 @@ __all__ = [
     "split_spans",
 ]
 
+#: Sentinels of T5's vocabulary: the last hundred of its 32,100 ids.
+SENTINELS = 100
+
 
 def span_counts(length: int, *, ratio: float = 0.15, mean: float = 3.0) -> tuple[int, int]:
     r"""Return how many tokens of a text are noise, and in how many spans.
@@ -157,7 +160,7 @@ def split_spans(
     sentinel: int,
     end: int | None = None,
     closing: bool = False,
-    sentinels: int | None = None,
+    sentinels: int = SENTINELS,
     pad: int = 0,
 ) -> Pair:
     r"""Turn marked spans into what T5 reads and writes.
@@ -175,15 +178,16 @@ def split_spans(
         end: Id that ends source and target, or ``None``.
         closing: Whether the target ends with one more sentinel, as in the figure of the paper; the
             published code leaves it out.
-        sentinels: How many sentinels there are; more spans are refused.
+        sentinels: How many sentinels the vocabulary has, 100 in T5's. A row that needs more is
+            refused: their ids would be those of words.
         pad: The id that fills rows.
 
     Returns:
         Source and target.
 
     Raises:
-        ValueError: If shapes differ, padding is not on the right, a span covers padding, or there
-            are more spans than sentinels.
+        ValueError: If shapes differ, padding is not on the right, a span covers padding, or the
+            sentinels run out: more spans than ``sentinels``, or ids that would fall below 0.
 
     References:
         C. Raffel et al., "T5", arXiv:1910.10683, figure 2.
@@ -198,6 +202,8 @@ def split_spans(
         ([[1, 2, 99, 5, 98]], [[99, 3, 4, 98, 6]])
     """
     check_tokens("tokens", tokens)
+    check_count("sentinel", sentinel, low=0)
+    check_count("sentinels", sentinels)
     ids, real = tokens
     check_shape("spans", spans, tuple(ids.shape))
     first = spans & ~torch.nn.functional.pad(spans[:, :-1], (1, 0))
@@ -206,8 +212,13 @@ def split_spans(
         if bool((spans & ~real).any()):
             raise ValueError("spans must cover real tokens only")
         most = int(index.max()) + closing if index.numel() else 0
-        if sentinels is not None and most > sentinels:
-            raise ValueError(f"{most} sentinels are needed, and there are {sentinels}")
+        there = min(sentinels, sentinel + 1)
+        if most > there:
+            raise ValueError(
+                f"a row needs {most} sentinels, and from id {sentinel} down there are {there}: cut "
+                "the text into shorter rows, mark fewer spans, or say with sentinels= how many "
+                "there are"
+            )
     signs = sentinel + 1 - index
     source = pack(torch.where(first, signs, ids), real & (first | ~spans), pad=pad)
     slots = torch.stack([signs, ids], -1).flatten(1)
@@ -227,6 +238,7 @@ def span_corruption(
     mean: float | Float[Tensor, " batch"] = 3.0,
     end: int | None = None,
     closing: bool = False,
+    sentinels: int = SENTINELS,
     pad: int = 0,
     generator: torch.Generator,
 ) -> Pair:
@@ -243,6 +255,7 @@ def span_corruption(
         mean: Mean length of a span, 1 or more; one number, or one a row.
         end: Id that ends source and target, or ``None``.
         closing: Whether the target ends with one more sentinel.
+        sentinels: How many there are, as in :func:`split_spans`.
         pad: The id that fills rows.
         generator: The source of randomness.
 
@@ -250,7 +263,8 @@ def span_corruption(
         Source and target; :func:`trim` drops the columns that are padding in every row.
 
     Raises:
-        ValueError: If an argument is out of its domain, or padding is not on the right.
+        ValueError: If an argument is out of its domain, padding is not on the right, or the
+            sentinels run out.
 
     References:
         C. Raffel et al., "T5", arXiv:1910.10683, section 3.1.4.
@@ -259,7 +273,9 @@ def span_corruption(
     """
     check_tokens("tokens", tokens)
     spans = random_spans(tokens.real, ratio=ratio, mean=mean, generator=generator)
-    return split_spans(tokens, spans, sentinel=sentinel, end=end, closing=closing, pad=pad)
+    return split_spans(
+        tokens, spans, sentinel=sentinel, end=end, closing=closing, sentinels=sentinels, pad=pad
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +322,7 @@ def mixture_of_denoisers(
     weights: Sequence[float] | None = None,
     modes: Mapping[str, int] | None = None,
     end: int | None = None,
+    sentinels: int = SENTINELS,
     pad: int = 0,
     generator: torch.Generator,
 ) -> tuple[Pair, Integer[Tensor, " batch"]]:
@@ -325,6 +342,7 @@ def mixture_of_denoisers(
         modes: For each mode the id that is put before the source, so that a reader of the model
             can ask for it later; none by default.
         end: Id that ends source and target, or ``None``.
+        sentinels: How many there are, as in :func:`split_spans`.
         pad: The id that fills rows.
         generator: The source of randomness.
 
@@ -332,7 +350,8 @@ def mixture_of_denoisers(
         Source and target, and for each row the index of its denoiser.
 
     Raises:
-        ValueError: If there is no denoiser, weights do not fit, or a mode has no id.
+        ValueError: If there is no denoiser, weights do not fit, a mode has no id, or the
+            sentinels run out.
 
     References:
         Y. Tay et al., "UL2", arXiv:2205.05131, section 3.1 and table 1.
@@ -357,7 +376,14 @@ def mixture_of_denoisers(
     ratio = torch.tensor([d.ratio for d in denoisers], device=device)[drawn]
     mean = torch.tensor([d.mean for d in denoisers], device=device)[drawn]
     pair = span_corruption(
-        tokens, sentinel=sentinel, ratio=ratio, mean=mean, end=end, pad=pad, generator=generator
+        tokens,
+        sentinel=sentinel,
+        ratio=ratio,
+        mean=mean,
+        end=end,
+        sentinels=sentinels,
+        pad=pad,
+        generator=generator,
     )
     if modes is not None:
         first = torch.tensor([modes[d.mode] for d in denoisers], device=device)[drawn]

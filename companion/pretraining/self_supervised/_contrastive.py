@@ -5,12 +5,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_floating, check_in_range, check_shape
+from companion.core import can_read, check_floating, check_in_range, check_shape
 from companion.foundations.cross_entropy import (
     chunked_cross_entropy,
     cross_entropy,
     logsumexp,
 )
+from companion.foundations.cross_entropy._softmax import held_temperature, shifted_logits
 from companion.pretraining.self_supervised._checks import check_pair, check_rows, wide
 
 __all__ = ["info_nce", "nt_xent"]
@@ -52,14 +53,17 @@ def info_nce(
 
     Raises:
         ValueError: If shapes or dtypes do not fit, the temperature is a number that is not
-            positive (a tensor is not read), there is no negative, or options do not go together:
-            chunks need the positive in the denominator, and a symmetric loss has no use for extra
-            negatives of one side.
+            positive (a tensor is not read), there is no negative, scores over the temperature
+            overflow in chunks, or options do not go together: chunks need the positive in the
+            denominator, and a symmetric loss has no use for extra negatives of one side.
 
     Numerics:
         Scores are formed in the dtype of the inputs, and everything after that in float32 or
-        better. Chunks compute the gradient in the forward pass
-        (:func:`companion.foundations.cross_entropy.chunked_cross_entropy`), so no second
+        better. The temperature divides distances from the largest score of a row, so a tiny one
+        gives the limit: :math:`\log k` where the positive is one of :math:`k` largest scores, and
+        a loss that grows like :math:`1/\tau` where it is not. Chunks divide ``U`` instead, and
+        refuse a temperature for which that overflows. They compute the gradient in the forward
+        pass (:func:`companion.foundations.cross_entropy.chunked_cross_entropy`), so no second
         derivative can be taken through them. :math:`2 N^2 d` operations forward.
 
     References:
@@ -92,16 +96,15 @@ def info_nce(
     if chunk_size is not None:
         if not positive_in_denominator:
             raise ValueError("chunks need the positive in the denominator: leave out chunk_size")
-        loss = chunked_cross_entropy(U / temperature, keys.T, targets, chunk_size=chunk_size)
+        loss = _in_chunks(U, keys, targets, temperature, chunk_size)
         if not symmetric:
             return loss
-        back = chunked_cross_entropy(V / temperature, U.T, targets, chunk_size=chunk_size)
-        return (loss + back) / 2
-    scores = wide(U @ keys.T) / temperature
-    loss = _over_rows(scores, targets, positive_in_denominator)
+        return (loss + _in_chunks(V, U, targets, temperature, chunk_size)) / 2
+    scores = wide(U @ keys.T)
+    loss = _over_rows(scores, targets, temperature, positive_in_denominator)
     if not symmetric:
         return loss
-    return (loss + _over_rows(scores.T, targets, positive_in_denominator)) / 2
+    return (loss + _over_rows(scores.T, targets, temperature, positive_in_denominator)) / 2
 
 
 def nt_xent(
@@ -147,8 +150,8 @@ def nt_xent(
     Z = F.normalize(wide(torch.cat([U, V])), dim=-1)
     rows = torch.arange(2 * n, device=U.device)
     self_pairs = rows[:, None] == rows
-    scores = (Z @ Z.T / temperature).masked_fill(self_pairs, float("-inf"))
-    return cross_entropy(scores, (rows + n) % (2 * n))
+    scores = (Z @ Z.T).masked_fill(self_pairs, float("-inf"))
+    return cross_entropy(shifted_logits(scores, temperature), (rows + n) % (2 * n))
 
 
 def _check_temperature(temperature: float | Tensor) -> None:
@@ -159,10 +162,27 @@ def _check_temperature(temperature: float | Tensor) -> None:
         check_in_range("temperature", temperature, low=0.0, open_low=True, open_high=True)
 
 
-def _over_rows(scores: Tensor, targets: Tensor, positive_in_denominator: bool) -> Tensor:
+def _over_rows(
+    scores: Tensor, targets: Tensor, temperature: float | Tensor, positive_in_denominator: bool
+) -> Tensor:
     if positive_in_denominator:
-        return cross_entropy(scores, targets)
+        return cross_entropy(shifted_logits(scores, temperature), targets)
     positives = scores.gather(1, targets[:, None])
     columns = torch.arange(scores.shape[1], device=scores.device)
     others = scores.masked_fill(targets[:, None] == columns, float("-inf"))
-    return (logsumexp(others) - positives[:, 0]).mean()
+    # lse(o / T) - s / T, both seen from the largest of the others.
+    largest = others.detach().amax(1, keepdim=True)
+    ahead = (largest - positives)[:, 0] / held_temperature(temperature, scores)
+    return (logsumexp(shifted_logits(others, temperature)) + ahead).mean()
+
+
+def _in_chunks(
+    U: Tensor, keys: Tensor, targets: Tensor, temperature: float | Tensor, chunk_size: int
+) -> Tensor:
+    loss = chunked_cross_entropy(U / temperature, keys.T, targets, chunk_size=chunk_size)
+    if can_read(loss) and not bool(torch.isfinite(loss)):
+        raise ValueError(
+            f"the scores over temperature {float(temperature)} are beyond {U.dtype}: leave out "
+            "chunk_size, or raise the temperature"
+        )
+    return loss

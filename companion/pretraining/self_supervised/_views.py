@@ -94,8 +94,9 @@ def projector(widths: Sequence[int], *, generator: torch.Generator) -> nn.Sequen
         check_count("a width", width)
     parts: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        linear = nn.Linear(inputs, outputs, bias=False)
+        # On meta, since PyTorch's own start draws from the global generator.
+        linear = nn.Linear(inputs, outputs, bias=False, device="meta")
         drawn = randn(outputs, inputs, generator=generator) * (2 / inputs) ** 0.5
-        linear.weight = nn.Parameter(drawn.to(linear.weight))
+        linear.weight = nn.Parameter(drawn.to(torch.get_default_device()))
         parts += [linear, nn.BatchNorm1d(outputs), nn.ReLU()]
     return nn.Sequential(*parts[:-2])

@@ -49,8 +49,9 @@ def pool(
     check_shape("hidden", hidden, (None, None, None))
     check_shape("real", real, tuple(hidden.shape[:2]))
     if kind == "mean":
-        weight = real[:, :, None].to(hidden.dtype)
-        return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+        # In float32: a sum of float16 may pass 65,504, and bfloat16 cannot count beyond 256.
+        weight = real[:, :, None].to(torch.promote_types(hidden.dtype, torch.float32))
+        return ((hidden * weight).sum(1) / weight.sum(1).clamp(min=1)).to(hidden.dtype)
     if kind not in ("first", "last"):
         raise ValueError(f"kind must be mean, first or last, got {kind!r}")
     places = torch.arange(real.shape[1], device=real.device)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from companion.core import check_count, check_floating, check_shape
+from companion.core import check_count, check_floating, check_several, check_shape
 from companion.data import Verse
 
 __all__ = ["Occurrence", "senses_by_translation", "tell_senses"]
@@ -56,7 +56,8 @@ def senses_by_translation(
         Occurrences in the order of ``verses``.
 
     Raises:
-        ValueError: If there are fewer than two senses, or a rendering belongs to two of them.
+        ValueError: If there are fewer than two senses, a sense is one text, or a rendering
+            belongs to two of them.
 
     References:
         Translations as sense tags: Gale, Church and Yarowsky 1992, "Using bilingual materials to
@@ -71,6 +72,9 @@ def senses_by_translation(
         >>> senses_by_translation(here, there, word="hell", senses=[["sheol"], ["hell"]])[0].sense
         0
     """
+    check_several("senses", senses)
+    for number, renderings in enumerate(senses):
+        check_several(f"sense {number}", renderings)
     flat = [rendering for sense in senses for rendering in sense]
     if len(senses) < 2 or len(set(flat)) < len(flat):
         raise ValueError(f"give two senses or more, with different renderings, got {senses}")

@@ -7,7 +7,7 @@ away. Blocks that a band mask leaves empty are never visited.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,6 +28,32 @@ from companion.transformer.attention._masks import Mask
 __all__ = ["tiled_attention"]
 
 
+@overload
+def tiled_attention(
+    Q: Tensor,
+    K: Tensor,
+    V: Tensor,
+    *,
+    mask: Mask | Tensor | None = None,
+    scale: float | None = None,
+    block: int = 256,
+    return_lse: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def tiled_attention(
+    Q: Tensor,
+    K: Tensor,
+    V: Tensor,
+    *,
+    mask: Mask | Tensor | None = None,
+    scale: float | None = None,
+    block: int = 256,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
 def tiled_attention(
     Q: Float[Tensor, "*batch n key"],
     K: Float[Tensor, "*kv_batch m key"],
@@ -36,7 +62,8 @@ def tiled_attention(
     mask: Mask | Bool[Tensor, "*#mask"] | None = None,
     scale: float | None = None,
     block: int = 256,
-) -> Float[Tensor, "*batch n value"]:
+    return_lse: bool = False,
+) -> Float[Tensor, "*batch n value"] | tuple[Float[Tensor, "*batch n value"], Tensor]:
     r"""Return the outputs of attention without ever holding its matrix of weights.
 
     Equal, up to rounding, to :func:`companion.transformer.attention.dense_attention` in value and
@@ -52,9 +79,14 @@ def tiled_attention(
             quadratic itself.
         scale: Factor of the scores. ``None`` is :math:`1/\sqrt{d_k}`.
         block: Number of queries and of keys in a block, 1 or more.
+        return_lse: Whether to return the logarithms of the normalizers as well.
 
     Returns:
-        The outputs, in the dtype of ``Q``; 0 where nothing may be read.
+        The outputs, in the dtype of ``Q``; 0 where nothing may be read. With ``return_lse`` also
+        :math:`\log \sum_j e^{s_j}` of each query's scores, of shape ``(*batch, n)`` in float32 or
+        better, :math:`-\infty` where nothing may be read. Gradients flow through both. As
+        ``(lse, ones, output)`` it is a state that
+        :func:`companion.transformer.attention.merge_states` joins with that of other keys.
 
     Raises:
         ValueError: If shapes, dtypes or the block size do not fit.
@@ -93,10 +125,13 @@ def tiled_attention(
         allowed = lift_mask(mask, Q, K)
     Q, K, V = cast(Q, K, V)
     with full_precision(Q):
-        O: Tensor = _TiledAttention.apply(  # type: ignore[no-untyped-call]  # noqa: E741
+        O, lse = _TiledAttention.apply(  # type: ignore[no-untyped-call]  # noqa: E741
             lift(Q), lift(K), lift(V), allowed, default_scale(Q, scale), block
-        )[0]
-    return drop(O, Q.ndim)
+        )
+    O = drop(O, Q.ndim)  # noqa: E741
+    if not return_lse:
+        return O
+    return O, drop(lse.masked_fill(torch.isposinf(lse), -torch.inf), Q.ndim).squeeze(-1)
 
 
 class _Tiles:
@@ -210,17 +245,16 @@ class _TiledAttention(torch.autograd.Function):
         Q, K, V, mask, scale, block = inputs
         tensor_mask = mask if isinstance(mask, Tensor) else None
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(Q, K, V, tensor_mask, *output)
         ctx.rule = None if isinstance(mask, Tensor) else mask
         ctx.scale, ctx.block = scale, block
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        dO = grads[0]
-        if dO is None:
+        if grads[0] is None and grads[1] is None:
             return (None,) * 6
         Q, K, V, tensor_mask, O, lse = ctx.saved_tensors  # noqa: E741
+        dO = torch.zeros_like(O) if grads[0] is None else grads[0]
         with full_precision(Q):
             found: tuple[Tensor, ...] = _tiled_backward(
                 Q,
@@ -229,13 +263,14 @@ class _TiledAttention(torch.autograd.Function):
                 O,
                 lse,
                 dO,
+                grads[1],
                 ctx.rule if tensor_mask is None else tensor_mask,
                 ctx.scale,
                 ctx.block,
             )
         if torch.is_grad_enabled():  # create_graph=True
             found = tuple(
-                _Final.apply(d, Q, K, V, dO)  # type: ignore[no-untyped-call]
+                _Final.apply(d, Q, K, V, *grads)  # type: ignore[no-untyped-call]
                 for d in found
             )
         return (*found, None, None, None)
@@ -248,6 +283,7 @@ def _tiled_backward(
     O: Tensor,  # noqa: E741
     lse: Tensor,
     dO: Tensor,
+    d_lse: Tensor | None,
     mask: Mask | Tensor | None,
     scale: float,
     block: int,
@@ -265,6 +301,8 @@ def _tiled_backward(
                     continue
                 q, do = tiles.stack(Q, rows) * scale, tiles.stack(dO, rows)
                 delta = (do * tiles.stack(O, rows)).sum(-1, keepdim=True)
+                if d_lse is not None:  # the gradient of lse with respect to the scores is P
+                    delta = delta - tiles.stack(d_lse, rows)
                 P = tiles.scores(q, k, rows, cols).sub_(tiles.stack(lse, rows)).exp_()
                 dv += P.mT @ do
                 dS = (do @ v.mT).sub_(delta).mul_(P)
@@ -280,7 +318,7 @@ class _Final(torch.autograd.Function):
     """Identity on a first derivative that refuses to be differentiated again."""
 
     @staticmethod
-    def forward(value: Tensor, Q: Tensor, K: Tensor, V: Tensor, dO: Tensor) -> Tensor:
+    def forward(value: Tensor, *depends: Tensor | None) -> Tensor:
         return value.view_as(value)
 
     @staticmethod

@@ -144,12 +144,12 @@ class Rotary(nn.Module):
 
 
 def rotate(
-    x: Float[Tensor, "batch a b head_dim"],
+    x: Float[Tensor, "*batch a b head_dim"],
     rotation: tuple[Tensor, Tensor],
     *,
     interleaved: bool = False,
-    head_axis: int = 1,
-) -> Float[Tensor, "batch a b head_dim"]:
+    head_axis: int | None = 1,
+) -> Float[Tensor, "*batch a b head_dim"]:
     r"""Turn queries or keys by their positions.
 
     .. math:: \tilde q_m = q_m R_m = q_m \odot \cos + \mathrm{swap}(q_m) \odot \sin
@@ -157,10 +157,13 @@ def rotate(
     where swap exchanges the two coordinates of every pair, and the sine carries its sign.
 
     Args:
-        x: Queries or keys, ``(batch, heads, n, head_dim)`` or ``(batch, n, heads, head_dim)``.
+        x: Queries or keys, ``(batch, heads, n, head_dim)`` or ``(batch, n, heads, head_dim)``;
+            without a batch ``(heads, n, head_dim)`` or ``(n, heads, head_dim)``; and
+            ``(batch, n, head_dim)`` for one head without an axis.
         rotation: What :class:`Rotary` returned for the ``n`` positions. Note the signed sine.
         interleaved: Which coordinates form a pair; as in :class:`Rotary`.
-        head_axis: Where the heads are, 1 or 2.
+        head_axis: Which axis of ``x`` the heads are: 1 or 2 of four axes, 0 or 1 of three, or as
+            well -3 or -2 of either; ``None`` where three axes hold no heads.
 
     Returns:
         The turned vectors, of the dtype of ``x`` and, for a scaling without factor, of the same
@@ -186,10 +189,11 @@ def rotate(
     """
     cos, sin = rotation
     shape, angles = x.shape, cos.shape
+    if len(shape) == 3 or head_axis not in (1, 2):
+        return _rotate_other(x, rotation, interleaved, head_axis)
     # The decode loop passes here once a layer, so this looks at shapes only, and at few of them.
     if (
-        head_axis not in (1, 2)
-        or len(shape) != 4
+        len(shape) != 4
         or angles != sin.shape
         or angles[-2:] != (shape[3 - head_axis], shape[3])
         or not (len(angles) == 2 or (len(angles) == 3 and angles[0] in (1, shape[0])))
@@ -207,11 +211,29 @@ def rotate(
     return turned if turned.dtype == x.dtype else turned.to(x.dtype)
 
 
+def _rotate_other(
+    x: Tensor, rotation: tuple[Tensor, Tensor], interleaved: bool, head_axis: int | None
+) -> Tensor:
+    """Three axes, and axes counted from the end."""
+    extra = 4 - x.ndim
+    if head_axis is None:
+        place, heads = (1, 1) if extra == 1 else (0, 0)
+    else:  # axis 0 of three is axis 1 of four
+        place, heads = 0, head_axis + 4 if head_axis < 0 else head_axis + extra
+    if extra not in (0, 1) or heads not in (1, 2):
+        raise ValueError(
+            f"x must have four axes with the heads on axis 1 or 2, or three with the heads on 0 or "
+            f"1 or none, got shape {tuple(x.shape)} and head_axis {head_axis}"
+        )
+    if extra == 0:
+        return rotate(x, rotation, interleaved=interleaved, head_axis=heads)
+    turned = rotate(x.unsqueeze(place), rotation, interleaved=interleaved, head_axis=heads)
+    return turned.squeeze(place)
+
+
 def _misfit(x: Tensor, cos: Tensor, sin: Tensor, head_axis: int) -> str:
-    if head_axis not in (1, 2):
-        return f"head_axis must be 1 or 2, got {head_axis}"
     if x.ndim != 4:
-        return f"x must have four axes with the heads on axis {head_axis}, got {tuple(x.shape)}"
+        return f"x must have three or four axes, got {tuple(x.shape)}"
     n, d = x.shape[3 - head_axis], x.shape[3]
     return (
         f"x of shape {tuple(x.shape)} with heads on axis {head_axis} needs cos and sin of shape "

@@ -1,0 +1,116 @@
+"""One text where several are meant: letters would be taken as words, silently."""
+
+import re
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import config
+
+from companion.data import Verse, WordVectors
+from companion.foundations.embeddings import Embeddings, FastTextEmbeddings
+from companion.foundations.embeddings import vocabulary as count_words
+from companion.foundations.language_models import ClosedVocabulary
+from companion.transformer.block import Decoder, TransformerConfig
+
+from .public import callables, numbers, parameters
+
+# Texts, or texts in lists: Sequence[str], Iterable[Sequence[str]], Sequence[tuple[str, str]].
+SEVERAL = re.compile(r"(Sequence|Iterable|list)\[(([\w.]*(Sequence|Iterable|list|tuple)\[)?str\b)")
+TABLE = Embeddings(words=("a", "b", "c"), vectors=numbers(3, 5))
+FAST = FastTextEmbeddings(
+    words=("a", "b", "c"),
+    vectors=numbers(3, 5),
+    contexts=None,
+    losses=None,
+    table=numbers(13, 5),
+    min_n=3,
+    max_n=6,
+)
+CLOSED = ClosedVocabulary(("<unk>", "</s>", "a"))
+SCORE = torch.tensor([1.0, 2.0, 3.0])
+VERSE = [Verse("Jonah", 2, 2, "the hell")]
+
+
+def lora(f: Any) -> Any:
+    config = TransformerConfig(vocab=7, dim=12, layers=1, heads=3, ff_dim=13, context=5)
+    g = torch.Generator().manual_seed(0)
+    return f(Decoder(config), targets="query", rank=2, alpha=1.0, generator=g)
+
+
+def bare(name: str) -> Any:
+    """An object without its parts: a model that is not needed before the text is refused."""
+    kind: Any = callables()[name]
+    return object.__new__(kind)
+
+
+#: Calls with one text, at each depth at which several are meant.
+CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
+    ("BPE.from_merges", "special_tokens"): [lambda f: f([], special_tokens="<end>")],
+    ("BPE.train", "special_tokens"): [lambda f: f("a", vocab_size=300, special_tokens="<end>")],
+    ("ClosedVocabulary.build", "texts"): [
+        lambda f: f(["the cat"]),
+        lambda f: f("the cat"),
+        lambda f: f([["the", "cat"], "the cat"]),
+    ],
+    ("ClosedVocabulary.encode", "texts"): [
+        lambda f: f(CLOSED, ["the cat"]),
+        lambda f: f(CLOSED, "the cat"),
+    ],
+    ("Embeddings.restrict", "words"): [lambda f: f(TABLE, "abc")],
+    ("FastTextEmbeddings.compose", "words"): [lambda f: f(FAST, "where")],
+    ("FastTextEmbeddings.restrict", "words"): [lambda f: f(FAST, "abc")],
+    ("TextDecoder.continue_texts", "prompts"): [lambda f: f(bare("TextDecoder"), "the cat")],
+    ("TextEncoder.embed", "sentences"): [lambda f: f(bare("TextEncoder"), "the cat")],
+    ("TextEncoder.tokenize", "sentences"): [lambda f: f(bare("TextEncoder"), "the cat")],
+    ("WordVectors.matrix", "words"): [
+        lambda f: f(WordVectors(["a", "b"], numbers(2, 3, dtype=torch.float32)), "ab")
+    ],
+    ("add_lora", "targets"): [lora],
+    ("corpus", "documents"): [lambda f: f(["the cat"] * 5), lambda f: f("the cat", min_count=1)],
+    ("emoji_images", "languages"): [lambda f: f(languages="en")],
+    ("encode", "tokens"): [lambda f: f("ab", count_words(["a", "b"], min_count=1))],
+    ("evaluate_analogies", "questions"): [lambda f: f(TABLE, ["abca"]), lambda f: f(TABLE, "abca")],
+    ("evaluate_word_pairs", "first"): [lambda f: f(TABLE, "abc", ["b", "c", "a"], SCORE)],
+    ("evaluate_word_pairs", "second"): [lambda f: f(TABLE, ["b", "c", "a"], "abc", SCORE)],
+    ("senses_by_translation", "senses"): [
+        lambda f: f(VERSE, VERSE, word="hell", senses=["sheol", "pit"]),
+        lambda f: f(VERSE, VERSE, word="hell", senses="ab"),
+    ],
+    ("subwords", "words"): [lambda f: f("where", buckets=7)],
+    ("vocabulary", "tokens"): [lambda f: f("the cat", min_count=1)],
+}
+#: Where one text is meant as well, and what it does.
+ALLOWED = {
+    ("BPE.train", "texts"): "one text to learn from",
+    ("BPE.encode_stream", "source"): "one part of a text",
+    ("main", "arguments"): "its letters are no commands, which argparse says",
+}
+
+
+def meant_for_several() -> set[tuple[str, str]]:
+    found = set()
+    for name, function in callables().items():
+        if is_dataclass(function):
+            continue  # a container holds what its maker checked
+        for parameter, annotation in parameters(function).items():
+            if SEVERAL.search(annotation) and "Tensor" not in annotation:
+                found.add((name, parameter))
+    return found
+
+
+def test_every_function_that_takes_several_texts_has_an_entry() -> None:
+    assert meant_for_several() == CASES.keys() | ALLOWED.keys()
+
+
+@pytest.mark.parametrize("name", sorted(CASES), ids=lambda name: ".".join(name))
+def test_one_text_where_several_are_meant_is_refused(
+    name: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a type checker sees of it depends on which entries it looks at.
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
+    for call in CASES[name]:
+        with pytest.raises(ValueError, match=r"several texts, got the one text|must be a list of"):
+            call(callables()[name[0]])

@@ -1,0 +1,337 @@
+"""Every public function that takes a generator: it alone decides, for every draw.
+
+An entry calls the function and names what is drawn, choice by choice. A function without an entry
+fails, and so does an entry without a function.
+"""
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from companion.foundations.embeddings import Schedule, corpus
+from companion.foundations.embeddings import vocabulary as count_words
+from companion.foundations.language_models import NPLMConfig
+from companion.models import History
+from companion.pretraining.denoising import Tokens
+from companion.pretraining.masked import sentence_boundaries
+from companion.transformer.block import Decoder, TransformerConfig
+from companion.transformer.multi_head import MultiHeadAttention
+
+from .public import callables, numbers, parameters, plain
+
+G = torch.Generator
+FUNCTIONS = callables()
+RANDOM = sorted(
+    name
+    for name, function in FUNCTIONS.items()
+    if any("Generator" in a and "Mapping" not in a for a in parameters(function).values())
+)
+# Where shapes are checked, the checker itself draws which entries it looks at, by random.
+CHECKED = hasattr(FUNCTIONS["dropout_mask"], "__wrapped__")
+# Without what a function draws beyond doubt these would be equal by chance about never.
+SEEDS = range(8)
+CONFIG = TransformerConfig(vocab=11, dim=12, layers=1, heads=3, ff_dim=13, context=17)
+WORDS = [["to", "be", "or", "not", "to", "be", "that", "is", "the", "question"] * 7]
+ROWS = Tokens(torch.arange(100, 138).view(2, 19), torch.ones(2, 19, dtype=torch.bool))
+PLACES = sentence_boundaries([[[10 * d + s] * 2 for s in range(5)] for d in range(1, 5)], half=6)
+
+
+def fixed(make: Callable[[], nn.Module]) -> Callable[[], Any]:
+    """Copies of one module, whose making moves no state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        made = make()
+    return lambda: copy.deepcopy(made)
+
+
+a_decoder = fixed(lambda: Decoder(CONFIG).eval())
+an_attention = fixed(lambda: MultiHeadAttention(12, heads=3))
+a_line = fixed(lambda: nn.Linear(7, 5))
+TABLES = {shape: numbers(*shape) for shape in ((3, 5), (5, 7), (11, 3), (23, 5), (3, 64), (17, 17))}
+
+
+def changed(add: Callable[[nn.Module], object]) -> Callable[[], Any]:
+    def make() -> Any:
+        model = a_decoder()
+        add(model)
+        return model
+
+    return make
+
+
+def corrupted(made: Any, ids: Tensor) -> dict[str, Any]:
+    """Which places, what becomes of them, and which random tokens."""
+    chosen = made.chosen
+    return {
+        "places": chosen,
+        "kinds": torch.where(chosen, (made.ids == 0).long() - (made.ids == ids).long(), 7),
+        "tokens": made.ids[chosen & (made.ids != 0) & (made.ids != ids)],
+    }
+
+
+def trained(**schedule: Any) -> Schedule:
+    return Schedule(epochs=1, window=2, block=4, shared=8, blocks=2, **schedule)
+
+
+def infilled(f: Any, g: G) -> dict[str, Any]:
+    made = f(ROWS, mask_id=0, ratio=0.5, generator=g)
+    masks = (made.ids == 0) & made.real
+    kept = [row[real & ~mask] for row, real, mask in zip(*made, masks, strict=True)]
+    return {"places": masks, "lengths": [int(masks.sum()), *kept]}
+
+
+def quadratic(parameter: Tensor) -> Callable[[], Tensor]:
+    return lambda: (torch.tensor([1.0, 3.0, 2.0]) * parameter**2).sum() / 2
+
+
+def spectrum(f: Any, g: G) -> dict[str, Any]:
+    x = torch.ones(3, requires_grad=True)
+    return {"start": f(quadratic(x), [x], k=1, iterations=1, generator=g)}
+
+
+VOCABULARY = count_words(WORDS[0], min_count=1)
+COUNTS = numbers(len(VOCABULARY), len(VOCABULARY)).abs().to_sparse()
+NOTHING = History(torch.zeros(23, 0).long(), 0, None, torch.zeros(23, dtype=torch.bool))
+IDS = torch.arange(20, 96).view(4, 19)
+SYMMETRIC = (TABLES[17, 17] + TABLES[17, 17].T).abs()
+
+#: For each function what it draws, as a table of choices that do not depend on one another.
+CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
+    "Adapter": lambda f, g: {"weights": f(7, 5, generator=g)},
+    "Dropout": lambda f, g: {"mask": f(0.5, generator=g)(torch.ones(3, 17))},
+    "LoRALinear": lambda f, g: {"down": f(a_line(), rank=2, alpha=1.0, generator=g)},
+    "NPLM": lambda f, g: {
+        name: weight
+        for name, weight in f(NPLMConfig(vocab_size=7), generator=g).state_dict().items()
+        if weight.any()  # biases begin at 0
+    },
+    "PrefixTuning": lambda f, g: {
+        name: value
+        for name, value in f(an_attention(), length=3, generator=g).named_parameters()
+        if value.requires_grad
+    },
+    "PromptTuning": lambda f, g: {"rows": f(a_decoder(), length=3, generator=g)},
+    "WidthMLP": lambda f, g: {
+        name: weight
+        for name, weight in f(3, 7, 5, base_width=7, generator=g).state_dict().items()
+        if weight.any()
+    },
+    "add_adapters": lambda f, g: {"weights": changed(lambda m: f(m, width=5, generator=g))()},
+    "add_lora": lambda f, g: {
+        "weights": changed(lambda m: f(m, targets=["query"], rank=2, alpha=1.0, generator=g))()
+    },
+    "add_prefix": lambda f, g: {"weights": changed(lambda m: f(m, length=3, generator=g))()},
+    "corrupt": lambda f, g: corrupted(
+        f(IDS, vocab=97, mask_id=0, rate=0.5, split=(0.4, 0.4, 0.2), generator=g), IDS
+    ),
+    "document_rotation": lambda f, g: {"start": f(ROWS, generator=g)},
+    "draw": lambda f, g: {"classes": f(TABLES[23, 5], generator=g)},
+    "dropout": lambda f, g: {"mask": f(torch.ones(3, 17), p=0.5, generator=g)},
+    "dropout_mask": lambda f, g: {"mask": f((3, 17), p=0.5, generator=g)},
+    "expectation": lambda f, g: {
+        "samples": f(
+            "eq:mean",
+            lambda n, source: torch.randn(n, generator=source) + 3,
+            3.0,
+            n=20_000,
+            generator=g,
+            mutants={"none": 0.0},
+        )
+    },
+    "fill_in_the_middle": lambda f, g: {"cuts": f(ROWS, suffix=1, prefix=2, middle=3, generator=g)},
+    "fit_scaling_law": lambda f, g: {
+        "resamples": f(
+            torch.tensor([1e6, 3e6, 1e7, 3e7, 1e8, 3e8]),
+            torch.tensor([9e8, 2e8, 8e9, 1e9, 7e9, 5e10]),
+            torch.tensor([4.1, 4.0, 3.2, 3.3, 2.9, 2.5]),
+            bootstrap=5,
+            starts=1,
+            generator=g,
+        ).draws
+    },
+    "generic": lambda f, g: {"numbers": f(3, 5, generator=g)},
+    "glm_batch": lambda f, g: {
+        "order": f(ROWS, ROWS.ids % 3 == 0, mask_id=1, start=2, end=3, generator=g).ids
+    },
+    "gradcheck": lambda f, g: {"direction": f(lambda x: x.tanh(), TABLES[3, 5], generator=g)},
+    "hessian_topk": spectrum,
+    "infill_lengths": lambda f, g: {"lengths": f(torch.tensor([19, 13]), largest=19, generator=g)},
+    "init_weights": lambda f, g: dict(enumerate(f([3, 5, 7], rule="he", generator=g))),
+    "initialize": lambda f, g: {"weights": f(CONFIG, generator=g)},
+    "initialize_": lambda f, g: {"weights": f(a_decoder(), generator=g)},
+    "masked_batch": lambda f, g: {"places": f(ROWS, mask_id=0, ratio=0.4, generator=g).predict},
+    "mixture_of_denoisers": lambda f, g: dict(
+        zip(("spans", "drawn"), f(ROWS, sentinel=99, generator=g), strict=True)
+    ),
+    "next_sentence_pairs": lambda f, g: (
+        lambda made: {
+            "labels": made.labels,
+            "partners": made.ids[made.labels == 1].sum(1),
+        }
+    )(f(PLACES, torch.arange(len(PLACES)), cls_id=1, sep_id=2, pad_id=0, generator=g)),
+    "orthogonal": lambda f, g: {"matrix": f(5, 3, generator=g)},
+    "ppmi_svd": lambda f, g: {
+        # Signs of singular vectors follow the random start.
+        "start": f(VOCABULARY, COUNTS, dim=3, generator=g).vectors
+    },
+    "projector": lambda f, g: {"weights": f([7, 5, 3], generator=g)},
+    "rand": lambda f, g: {"numbers": f(3, generator=g)},
+    "randint": lambda f, g: {"numbers": f(0, 97, (3,), generator=g)},
+    "randn": lambda f, g: {"numbers": f(3, generator=g)},
+    "random_affine": lambda f, g: {
+        what: f(TABLES[3, 64].abs(), generator=g, **{**still, what: 0.2})
+        for still in [{"turn": 0.0, "stretch": 0.0, "shift": 0.0, "noise": 0.0}]
+        for what in still
+    },
+    "random_frequencies": lambda f, g: dict(
+        zip(("frequencies", "phases"), f(3, 5, bandwidth=1.0, generator=g), strict=True)
+    ),
+    "random_ranks": lambda f, g: {"order": f(ROWS.real, generator=g)[0]},
+    "random_spans": lambda f, g: {"spans": f(ROWS.real, ratio=0.4, mean=2.0, generator=g)},
+    "sample": lambda f, g: {"picks": f(generator=g, temperature=5.0)(TABLES[23, 5], NOTHING)},
+    "scheduled_sampling": lambda f, g: {
+        "draws": f(a_decoder(), IDS[:, :9] % 11, share=1.0, generator=g),
+        "places": f(a_decoder(), IDS[:, :9] % 11, share=0.5, temperature=0.0, generator=g),
+    },
+    "sentence_order_pairs": lambda f, g: {
+        "swaps": f(
+            PLACES, torch.arange(len(PLACES)), cls_id=1, sep_id=2, pad_id=0, generator=g
+        ).labels
+    },
+    "sentence_permutation": lambda f, g: {"order": f(ROWS, stops=[103, 107, 112], generator=g)},
+    "signal_stats": lambda f, g: {
+        "gradient": f([TABLES[3, 5], TABLES[5, 7]], TABLES[11, 3], generator=g)
+    },
+    "span_corrupt": lambda f, g: corrupted(
+        f(IDS, vocab=97, mask_id=0, rate=0.5, split=(0.4, 0.4, 0.2), generator=g), IDS
+    ),
+    "span_corruption": lambda f, g: {
+        "spans": f(ROWS, sentinel=99, ratio=0.4, mean=2.0, generator=g)
+    },
+    "subsample": lambda f, g: {"kept": f(IDS.flatten() % 7, torch.full((7,), 0.5), generator=g)},
+    "text_infilling": infilled,
+    "token_deletion": lambda f, g: {"places": f(ROWS, ratio=0.4, generator=g)},
+    "token_masking": lambda f, g: {"places": f(ROWS, mask_id=0, ratio=0.4, generator=g)},
+    "train_cbow": lambda f, g: {
+        "tables": f(corpus(WORDS, min_count=1), dim=3, schedule=trained(), generator=g)
+    },
+    "train_fasttext": lambda f, g: {
+        "tables": f(corpus(WORDS, min_count=1), dim=3, buckets=31, schedule=trained(), generator=g)
+    },
+    "train_glove": lambda f, g: {
+        "tables": f(VOCABULARY, COUNTS, dim=3, epochs=2, batch=7, generator=g)
+    },
+    "train_sgns": lambda f, g: {
+        "tables": f(corpus(WORDS, min_count=1), dim=3, schedule=trained(), generator=g)
+    },
+    "truncated_svd": lambda f, g: {"start": f(SYMMETRIC, 2, oversampling=0, rounds=0, generator=g)},
+    "whole_word_corrupt": lambda f, g: corrupted(
+        f(
+            IDS,
+            torch.arange(19).expand(4, 19) // 2,
+            vocab=97,
+            mask_id=0,
+            rate=0.5,
+            split=(0.4, 0.4, 0.2),
+            generator=g,
+        ),
+        IDS,
+    ),
+}
+
+#: Functions of which what they draw does not show in the result, and why.
+HIDDEN = {
+    "gradcheck": "the largest error over a random direction, of the size of rounding",
+}
+#: Draws from the global generator that are put back, and why.
+RESTORED = {
+    "initialize": "PyTorch's modules draw as they are made; the state is restored",
+}
+
+
+class Draws(TorchDispatchMode):
+    """For every operation that draws numbers, whether one generator moved by it, and it alone."""
+
+    def __init__(self, generator: G) -> None:
+        super().__init__()
+        self.generator = generator
+        self.moved: list[tuple[str, bool]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **(kwargs or {}))
+        before, shared = self.generator.get_state(), torch.random.get_rng_state()
+        made = func(*args, **(kwargs or {}))
+        moved = not torch.equal(before, self.generator.get_state())
+        elsewhere = not torch.equal(shared, torch.random.get_rng_state())
+        other = any(isinstance(a, G) for a in (*args, *(kwargs or {}).values())) and not moved
+        # Attention carries the tag, but draws only where it drops out.
+        if moved or elsewhere or other:
+            self.moved.append((str(func), moved and not elsewhere))
+        return made
+
+
+def _numpy_state() -> Any:
+    return np.random.get_state()[1].tolist()  # noqa: NPY002 (the state that must not move)
+
+
+def seeded(seed: int) -> G:
+    return torch.Generator().manual_seed(seed)
+
+
+def run(name: str, g: G) -> dict[str, Any]:
+    made = CASES[name](FUNCTIONS[name], g)
+    return {choice: plain(value) for choice, value in made.items()}
+
+
+def test_every_random_function_has_an_entry_and_every_entry_a_function() -> None:
+    assert sorted(CASES) == RANDOM
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_same_seed_gives_the_same_result_and_the_global_state_stays(name: str) -> None:
+    first = run(name, seeded(3))
+    before = torch.random.get_rng_state(), random.getstate(), _numpy_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)  # what stands in the global generator must not matter
+        random.seed(99)
+        other = torch.random.get_rng_state()
+        again = run(name, seeded(3))
+        assert torch.equal(torch.random.get_rng_state(), other)
+    random.setstate(before[1])
+    run(name, seeded(4))
+    assert first == again
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    if not CHECKED:
+        assert random.getstate() == before[1]
+    assert _numpy_state() == before[2]
+
+
+@pytest.mark.parametrize("name", [n for n in RANDOM if n not in HIDDEN])
+def test_each_random_choice_changes_with_the_seed(name: str) -> None:
+    runs = [run(name, seeded(seed)) for seed in SEEDS]
+    for choice in runs[0]:
+        assert len({str(made[choice]) for made in runs}) > 1, choice
+
+
+@pytest.mark.parametrize("name", [n for n in RANDOM if n not in HIDDEN])
+def test_a_second_call_goes_on_where_the_first_one_stopped(name: str) -> None:
+    g = seeded(3)
+    results = [run(name, g) for _ in SEEDS]
+    assert any(made != results[0] for made in results[1:])
+
+
+@pytest.mark.parametrize("name", [n for n in RANDOM if n not in RESTORED])
+def test_every_draw_takes_the_generator_that_was_given(name: str) -> None:
+    g = seeded(3)
+    with Draws(g) as draws:
+        CASES[name](FUNCTIONS[name], g)
+    assert draws.moved
+    assert [draw for draw, moved in draws.moved if not moved] == []
