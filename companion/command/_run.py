@@ -31,9 +31,7 @@ from companion.core import (
 from companion.core._storage import write_atomically
 from companion.foundations.optimization import warmup_cosine
 from companion.models import save_llama
-from companion.pretraining.autoregressive._forms import llama_config
-from companion.pretraining.autoregressive._loss import next_token_loss
-from companion.pretraining.autoregressive._packed import PackedTokens
+from companion.pretraining.autoregressive import PackedTokens, llama_config, next_token_loss
 from companion.transformer.block import (
     Decoder,
     TransformerConfig,
