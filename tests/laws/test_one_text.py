@@ -75,6 +75,9 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("evaluate_analogies", "questions"): [lambda f: f(TABLE, ["abca"]), lambda f: f(TABLE, "abca")],
     ("evaluate_word_pairs", "first"): [lambda f: f(TABLE, "abc", ["b", "c", "a"], SCORE)],
     ("evaluate_word_pairs", "second"): [lambda f: f(TABLE, ["b", "c", "a"], "abc", SCORE)],
+    ("replace_linears", "targets"): [
+        lambda f: f(torch.nn.Sequential(torch.nn.Linear(2, 3)), "query", lambda m, p: m)
+    ],
     ("senses_by_translation", "senses"): [
         lambda f: f(VERSE, VERSE, word="hell", senses=["sheol", "pit"]),
         lambda f: f(VERSE, VERSE, word="hell", senses="ab"),
@@ -86,6 +89,8 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
 ALLOWED = {
     ("BPE.train", "texts"): "one text to learn from",
     ("BPE.encode_stream", "source"): "one part of a text",
+    ("Seen", "wanted"): "made by watch alone",
+    ("watch", "read"): "its letters name no site, which it says",
     ("main", "arguments"): "its letters are no commands, which argparse says",
 }
 
@@ -102,7 +107,7 @@ def meant_for_several() -> set[tuple[str, str]]:
 
 
 def test_every_function_that_takes_several_texts_has_an_entry() -> None:
-    assert meant_for_several() == CASES.keys() | ALLOWED.keys()
+    assert meant_for_several() ^ (CASES.keys() | ALLOWED.keys()) == set()
 
 
 @pytest.mark.parametrize("name", sorted(CASES), ids=lambda name: ".".join(name))
