@@ -11,7 +11,9 @@ import jupytext
 
 import chapters as book
 
-VERIFY = re.compile(r"verify\.(identity|gradient|equal|bound|expectation|cost)\(\s*[\"']([^\"']+)")
+VERIFY = re.compile(
+    r"verify\.(page|identity|gradient|equal|bound|expectation|cost)\(\s*[\"']([^\"']+)"
+)
 DOLLAR_LABEL = re.compile(r"\$\$\s*\((eq|def):([^)]*)\)")
 GLUE_LABEL = re.compile(r"```\{glue:math\}[^\n]*\n(?::[^\n]*\n)*?:label:\s*(eq|def):(\S+)")
 FENCE = re.compile(r"\s*(`{3,}|~{3,}|:{3,})\s*(.*)$")
