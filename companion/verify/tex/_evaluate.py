@@ -106,7 +106,10 @@ def _call_by_names(text: str, function: Callable[..., Any], scope: Scope) -> Any
     deeper.depth = scope.depth + 1
     arguments = {}
     for parameter in parameters(function):
-        arguments[parameter] = _name(Name(scope.text_of_parameter(parameter)), deeper)
+        value = _name(Name(scope.text_of_parameter(parameter)), deeper)
+        if isinstance(value, range | list | tuple | set | frozenset):
+            raise Misfit(f"{text} needs one value of {parameter}, which runs")
+        arguments[parameter] = value
     if not arguments:
         raise Misfit(f"{text} is a function, and stands without its arguments")
     return _checked(function(**arguments))
@@ -850,7 +853,7 @@ def _texts(name: str, body: Node, scope: Scope) -> Iterator[str]:
 
 
 def _sampled(node: Expect, outcomes: Mapping[str, Any], count: int, scope: Scope) -> Any:
-    scope.root.monte_carlo = True
+    scope.root.monte_carlo = scope.root.touched = True
     numbers = tuple(sorted((k, v) for k, v in scope.bound.items() if isinstance(v, int)))
     names = list(outcomes)
 

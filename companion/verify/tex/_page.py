@@ -50,6 +50,8 @@ Reading = Mapping[str, Any]
 _EXACT = 1e-10
 _DIFFERENCES = 1e-6
 _CONSTANT = frozenset([r"\mathbf 1", r"\mathbf 0", "I", r"\mathbf I"])
+#: Keys of a reading that are no names: what the library computes for a side of the first claim.
+_ENDS = ("left side", "right side")
 _BOUNDS = {r"\le": 1, "<": 1, r"\ge": -1, ">": -1}
 
 
@@ -77,7 +79,9 @@ def page(
     A name stands for a number, a tensor, a function that the page applies, a function of other
     names on the page (its parameters are their names; so derivatives know what depends on what), a
     ``range`` of an index, a set, or a law of expectations. Indices without a range run over the
-    arrays that they index. What the formula itself defines needs no reading.
+    arrays that they index. What the formula itself defines needs no reading. The key
+    ``"right side"`` (or ``"left side"``) holds that side of the formula against what the library
+    computes for it.
 
     Args:
         label: Label of the formula.
@@ -178,10 +182,11 @@ def check(
     for one in readings:
         _check_generic(label, one, special or {})
         befores.append(snapshot(one))
-        values = {name: _plain(value) for name, value in one.items()}
+        values = {name: _plain(value) for name, value in one.items() if name not in _ENDS}
+        ends = {name: _plain(one[name]) for name in _ENDS if name in one}
         adjoints = _adjoints(values, loss)
         scope = Scope(values, origin=origin, sizes=sizes, loss=loss, adjoints=adjoints)
-        sheets.append(_sheet(label, tex, given, scope))
+        sheets.append(_ended(_sheet(label, tex, given, scope), ends))
     settings = _Settings(label, tol or _EXACT, approx, slack, z)
     routes, kind, unit = _confirm(settings, sheets, tol)
     rejected = _reject(settings, sheets, equivalent or {})
@@ -228,7 +233,7 @@ def _check_generic(label: str, reading: Reading, special: Mapping[str, str]) -> 
             raise VerificationError(f"{label}: {name!r} is called special, but has no reading")
     tensors = {}
     for name, value in reading.items():
-        if isinstance(value, Tensor) and name not in special:
+        if isinstance(value, Tensor) and name not in special and name not in _ENDS:
             texts = {text_of(form) for form in forms_of(name)}
             if not texts & _CONSTANT:
                 tensors[name] = value
@@ -248,7 +253,7 @@ def _adjoints(values: Reading, loss: Callable[..., Any] | None) -> list[str]:
 def _sheet(label: str, tex: str, given: Sequence[str], scope: Scope) -> _Sheet:
     """Sort the statements of a display into claims, definitions and conditions."""
     for text in given:
-        _define_from(label, parse(text, scope.lexicon), scope)
+        _define_from(parse(text, scope.lexicon), scope)
     display = _bind(parse(tex, scope.lexicon), scope)
     claims: list[Relation | tuple[Relation, Relation]] = []
     conditions: list[Node] = []
@@ -303,18 +308,30 @@ def _bind(display: Display, scope: Scope) -> Display:
     return display
 
 
-def _define_from(label: str, display: Display, scope: Scope) -> None:
+def _ended(sheet: _Sheet, ends: Reading) -> _Sheet:
+    """Hold a side against the library: it stands in the chain as one more side."""
+    for name, value in ends.items():
+        sheet.scope.values[name] = value
+        relation = sheet.claims[0].relation
+        if name == "left side":
+            signs, sides = ("=", *relation.signs), (Name(name), *relation.sides)
+        else:
+            signs, sides = (*relation.signs, "="), (*relation.sides, Name(name))
+        sheet.claims[0].relation = Relation(signs, sides)
+    return sheet
+
+
+def _define_from(display: Display, scope: Scope) -> None:
+    """Take over what another display defines, and the gradients by it."""
     for statement in display.statements:
         relation = statement.relation
         if isinstance(relation, Relation) and relation.signs[0] in ("=", r"\equiv"):
             head = _defined_head(relation, scope, {})
             if head is not None:
                 scope.definitions[head[0]] = Definition(relation.sides[-1], head[1])
-                scope.lexicon.add(head[0], function=bool(head[1]) and _applies(relation.sides[0]))
-
-
-def _applies(node: Node) -> bool:
-    return isinstance(node, Apply)
+                scope.lexicon.add(head[0], function=isinstance(relation.sides[0], Apply))
+                if scope.loss is not None:
+                    scope.add_adjoint(head[0])
 
 
 def _relations(
@@ -505,6 +522,7 @@ def _side(
         made: list[Tensor | None] = claim.values[key]
         return made
     found: list[Tensor | None] = []
+    scope.root.touched = False
     for point in claim.points:
         try:
             value = tensor(evaluate(node, scope.child(point))).detach()
@@ -515,6 +533,7 @@ def _side(
             found.append(None)
     if keep:
         claim.values[key] = found
+        claim.values[which, "drawn"] = scope.root.touched
     return found
 
 
@@ -657,8 +676,16 @@ def _standard_errors(
     def values(scope: Scope, i: int) -> list[Tensor | None]:
         return _side(claim, i, sides[i], scope, keep=i != changed, partial=changed is not None)
 
+    means, drawn = [], []
+    for i in range(len(sides)):
+        means.append(values(whole, i))
+        drawn.append(sheet.scope.touched if i == changed else claim.values[i, "drawn"])
+
+    def part(scope: Scope, i: int) -> list[Tensor | None]:
+        return values(scope, i) if drawn[i] else means[i]  # what has no samples has no error
+
     for i, sign in enumerate(signs):
-        full = values(whole, i), values(whole, i + 1)
+        full = means[i], means[i + 1]
         for p in range(len(claim.points)):
             a, b = full[0][p], full[1][p]
             if a is None or b is None:
@@ -669,7 +696,7 @@ def _standard_errors(
             verdict.compared += 1
             parts = []
             for scope in scopes:
-                x, y = values(scope, i)[p], values(scope, i + 1)[p]
+                x, y = part(scope, i)[p], part(scope, i + 1)[p]
                 assert x is not None
                 assert y is not None
                 parts.append(y - x)
@@ -923,7 +950,8 @@ def _alike(sheet: _Sheet, node: Node) -> dict[str, str]:
     indices = {name for claim in sheet.claims for point in claim.points[:1] for name in point}
     used = [part.text for _, part in nodes_of(node) if isinstance(part, Name)]
     # Names on the page first, then the others of the reading: O for dO is a slip as well.
-    names = dict.fromkeys([*used, *map(scope.spelling, scope.lexicon.key.values())])
+    spelled = map(scope.spelling, scope.lexicon.key.values())
+    names = dict.fromkeys([*used, *(text for text in spelled if text in scope.values)])
     for text in names:
         if text in indices:
             if text in used:

@@ -55,12 +55,14 @@ class Law:
     indices: bool = False
 
 
-def over(weights: Tensor, *names: str) -> Law:
+def over(weights: Tensor, *names: str, **values: Tensor) -> Law:
     r"""Say over which indices an expectation runs, and with which weights: an exact sum.
 
     Args:
         weights: Probabilities, one axis for each name. They sum to one.
         names: The indices on the page.
+        values: Names that are no index, and the values they take, along the first axis. They
+            stand alone: then the weights have one axis.
 
     Returns:
         What a reading takes for a name such as ``r"\mathbb E_{p(x,y)}"``.
@@ -73,10 +75,15 @@ def over(weights: Tensor, *names: str) -> Law:
         >>> law.count
         2
     """
-    if weights.ndim != len(names):
+    if values and (names or any(len(weights) != len(taken) for taken in values.values())):
+        raise ValueError("give one axis of weights and as many values of each name, or indices")
+    if weights.ndim != (1 if values else len(names)):
         raise ValueError(f"{weights.ndim} axes of weights, but the names are {names}")
     if not torch.allclose(weights.double().sum(), torch.ones((), dtype=torch.float64)):
         raise ValueError(f"the weights sum to {float(weights.sum()):.6g}, not to 1")
+    if values:
+        outcomes = {name: taken.detach() for name, taken in values.items()}
+        return Law(outcomes, weights.detach().double(), len(weights))
     index = torch.cartesian_prod(*(torch.arange(size) for size in weights.shape))
     index = index.reshape(-1, len(names))
     columns = {name: index[:, axis].tolist() for axis, name in enumerate(names)}
@@ -159,8 +166,12 @@ class Scope:
             key for key, value in reading.items() if callable(value) or isinstance(value, Table)
         ]
         self.lexicon = Lexicon(reading, functions)
+        for law in self.laws.values():
+            for name in law.outcomes:
+                self.lexicon.add(name, function=False)
         for text, key in self.lexicon.key.items():
-            self.values[text] = reading[key]
+            if key in reading:
+                self.values[text] = reading[key]
         for key in functions:
             names = parameters(reading[key]) if not isinstance(reading[key], Table) else []
             if names and all(
@@ -172,7 +183,7 @@ class Scope:
                 self.values[text_of(form) + UPDATED] = value
         self.loss = loss
         for name in adjoints:
-            self._add_adjoint(name)
+            self.add_adjoint(name)
         self.origins = origin
         self.sizes = sizes
         self.definitions: dict[str, Definition] = {}
@@ -184,12 +195,14 @@ class Scope:
         self.depth = 0
         self.nested = False
         self.monte_carlo = False
+        self.touched = False  # whether samples were used since this was last set
         self.differentiated = False
         self.took_limit = False
         self.watched = self._parameters()
         self.root = self
 
-    def _add_adjoint(self, name: str) -> None:
+    def add_adjoint(self, name: str) -> None:
+        """Let the page write dX and x with a bar for the gradient of the loss by a name."""
         for form in forms_of(name):
             base, low, high, primes = form
             for made in (("d", *base), (r"\bar", *base)):
