@@ -35,6 +35,8 @@ from companion.verify.tex._printer import to_tex
 
 __all__ = ["mutants_of"]
 
+#: Functions that do not see the sign of a matrix, or see it by its size alone.
+_NO_SIGN = (Name(r"\det"), Name(r"\mathrm{rank}"))
 _OPPOSITE = {
     r"\le": r"\ge",
     r"\ge": r"\le",
@@ -196,7 +198,7 @@ def _apply(node: Apply, _: Any) -> Iterator[tuple[str, Node]]:
     if len(node.arguments) == 1:
         if isinstance(node.function, Name) and node.function.text.startswith("\\"):
             yield f"without {_short(node.function)}", node.arguments[0]
-        if not isinstance(node.arguments[0], Add) and node.function != Name(r"\det"):
+        if not isinstance(node.arguments[0], Add) and node.function not in _NO_SIGN:
             yield from _argument_sign(node)
     if len(node.arguments) == 2:
         first, second = node.arguments

@@ -866,9 +866,10 @@ def _reject(
     idle: set[str] = set()
     for name, fares in _candidates(settings, sheets):
         outcome = fares()
-        unique = name
+        unique, count = name, 1
         while unique in rejected or unique in survivors:
-            unique += "'"
+            count += 1
+            unique = f"{name} [{count}]"
         if outcome is None:
             idle.add(unique)
         elif outcome:
@@ -950,7 +951,9 @@ def _alike(sheet: _Sheet, node: Node) -> dict[str, str]:
     indices = {name for claim in sheet.claims for point in claim.points[:1] for name in point}
     used = [part.text for _, part in nodes_of(node) if isinstance(part, Name)]
     # Names on the page first, then the others of the reading: O for dO is a slip as well.
-    spelled = map(scope.spelling, scope.lexicon.key.values())
+    keys = {scope.lexicon.key.get(text) for text in used}
+    others = [key for key in dict.fromkeys(scope.lexicon.key.values()) if key not in keys]
+    spelled = map(scope.spelling, others)
     names = dict.fromkeys([*used, *(text for text in spelled if text in scope.values)])
     for text in names:
         if text in indices:
