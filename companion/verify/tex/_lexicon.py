@@ -83,7 +83,7 @@ def spell(keys: Iterable[str]) -> str:
     """Write token keys as TeX, with a space where a command would swallow a letter."""
     out = ""
     for key in keys:
-        if re.search(r"\\[A-Za-z]+\Z", out) and key[:1].isalpha():
+        if re.search(r"\\[A-Za-z]+\Z", out) and key[:1].isalnum():
             out += " "
         out += key
     return out

@@ -49,7 +49,8 @@ Reading = Mapping[str, Any]
 
 _EXACT = 1e-10
 _DIFFERENCES = 1e-6
-_CONSTANT = frozenset([r"\mathbf 1", r"\mathbf 0", "I", r"\mathbf I"])
+#: Names whose tensors are what they are, and not generic.
+_ONES, _IDENTITY = (r"\mathbf 1",), ("I", r"\mathbf I")
 #: Keys of a reading that are no names: what the library computes for a side of the first claim.
 _ENDS = ("left side", "right side")
 _BOUNDS = {r"\le": 1, "<": 1, r"\ge": -1, ">": -1}
@@ -150,6 +151,7 @@ class _Sheet:
     claims: list[_Claim]
     definitions: dict[str, Definition]
     conditions: list[Node]
+    given: Reading = field(default_factory=dict)
 
 
 def check(
@@ -181,17 +183,19 @@ def check(
     befores = []
     for one in readings:
         _check_generic(label, one, special or {})
-        befores.append(snapshot(one))
         values = {name: _plain(value) for name, value in one.items() if name not in _ENDS}
         ends = {name: _plain(one[name]) for name in _ENDS if name in one}
         adjoints = _adjoints(values, loss)
         scope = Scope(values, origin=origin, sizes=sizes, loss=loss, adjoints=adjoints)
-        sheets.append(_ended(_sheet(label, tex, given, scope), ends))
+        befores.append(snapshot(values))
+        sheets.append(_ended(_sheet(label, tex, given, scope), ends, values))
     settings = _Settings(label, tol or _EXACT, approx, slack, z)
-    routes, kind, unit = _confirm(settings, sheets, tol)
-    rejected = _reject(settings, sheets, equivalent or {})
-    for one, before in zip(readings, befores, strict=True):
-        check_unchanged(label, one, before)
+    try:
+        routes, kind, unit = _confirm(settings, sheets, tol)
+        rejected = _reject(settings, sheets, equivalent or {})
+    finally:  # a reading that was changed explains every other failure
+        for sheet, before in zip(sheets, befores, strict=True):
+            check_unchanged(label, sheet.given, before)
     return emit(
         label=label,
         kind=kind,
@@ -221,7 +225,7 @@ def _readings(reading: Any) -> list[Reading]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         value = value.detach().cpu()
-        return value.double() if value.is_floating_point() else value
+        return value.double().clone() if value.is_floating_point() else value
     if isinstance(value, Table):
         return Table(_plain(value.values))
     return value
@@ -234,9 +238,16 @@ def _check_generic(label: str, reading: Reading, special: Mapping[str, str]) -> 
     tensors = {}
     for name, value in reading.items():
         if isinstance(value, Tensor) and name not in special and name not in _ENDS:
-            texts = {text_of(form) for form in forms_of(name)}
-            if not texts & _CONSTANT:
-                tensors[name] = value
+            text = text_of(forms_of(name)[0])
+            if text in _ONES and bool((value == 1).all()):
+                continue
+            if (
+                text in _IDENTITY
+                and value.ndim == 2
+                and torch.equal(value, torch.eye(*value.shape))
+            ):
+                continue
+            tensors[name] = value
     check_generic(label, tensors)
 
 
@@ -308,8 +319,9 @@ def _bind(display: Display, scope: Scope) -> Display:
     return display
 
 
-def _ended(sheet: _Sheet, ends: Reading) -> _Sheet:
+def _ended(sheet: _Sheet, ends: Reading, given: Reading) -> _Sheet:
     """Hold a side against the library: it stands in the chain as one more side."""
+    sheet.given = given
     for name, value in ends.items():
         sheet.scope.values[name] = value
         relation = sheet.claims[0].relation
@@ -923,8 +935,8 @@ def _candidates(
         for i, side in enumerate(relation.sides):
             if side == Number("0"):
                 continue
-            last = i == len(relation.sides) - 1 or relation.sides[i + 1 :] == (Number("0"),)
-            for name, wrong in mutants_of(side, alike=alike, whole=last and side != Number("0")):
+            last = i == len(relation.sides) - 1 and Number("0") not in relation.sides
+            for name, wrong in mutants_of(side, alike=alike, whole=last):
                 sides = (*relation.sides[:i], wrong, *relation.sides[i + 1 :])
                 yield name, _trial(settings, sheets, c, relation.signs, sides, i)
         for k, sign in enumerate(relation.signs):

@@ -700,7 +700,10 @@ class _Parser:
         top, bottom = self.group(), self.group()
         if bottom and top and bottom[0].text == top[0].text:
             sign = bottom[0].text
-            d_is_read = bool(self.words.find(("d",), (), (), 0))
+            # The letter d is also a width, and then d_k or d may stand below.
+            d_is_read = bool(self.words.find(("d",), (), (), 0)) or (
+                len(bottom) > 1 and bottom[1].text in ("_", "^")
+            )
             if len(bottom) > 1 and (sign == r"\partial" or (sign == "d" and not d_is_read)):
                 return self.scripts(self.derivative(sign, top, bottom))
         return self.scripts(Fraction(self.whole(top), self.whole(bottom)))
