@@ -174,6 +174,7 @@ def test_an_equivalent_mutant_needs_its_name_and_a_reason():
         r"sign of c\,\mathbf 1",
         r"without c\,\mathbf 1",
         "without c",
+        r"without \mathbf 1",
     ]
     with pytest.raises(VerificationError, match="accepts wrong versions"):
         check("eq:test", tex, reading | {"c": 0.4})
