@@ -323,7 +323,7 @@ def must_output(cell: NotebookNode) -> bool:
         call = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
         name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
         if name == "print" or re.fullmatch(
-            r"verify\.(identity|gradient|equal|bound|expectation|cost)", name
+            r"verify\.(page|identity|gradient|equal|bound|expectation|cost)", name
         ):
             return True
     return False

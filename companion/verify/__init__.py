@@ -1,8 +1,9 @@
 """The equation contract: a claim is checked where it is made, by a check that can fail.
 
-Every displayed claim of the book, ``$$ ... $$ (eq:name)``, is followed by one of six calls:
+Every displayed claim of the book, ``$$ ... $$ (eq:name)``, is followed by one of seven calls:
 
 ==========================  ======================================================================
+:func:`page`                the formula itself, read from the page and evaluated
 :func:`identity`            two SymPy expressions are equal
 :func:`gradient`            a derivative, by SymPy, autograd, finite differences, hand-written code
 :func:`equal`               two computations give the same numbers
@@ -24,8 +25,10 @@ from companion.verify._inputs import generic
 from companion.verify._numeric import bound, equal, expectation
 from companion.verify._record import Verification, VerificationError
 from companion.verify._symbolic import identity
+from companion.verify.tex import TexError, over, page, samples, table
 
 __all__ = [
+    "TexError",
     "Verification",
     "VerificationError",
     "bound",
@@ -36,5 +39,9 @@ __all__ = [
     "generic",
     "gradient",
     "identity",
+    "over",
+    "page",
     "peak_bytes",
+    "samples",
+    "table",
 ]

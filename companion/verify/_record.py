@@ -31,6 +31,7 @@ class Verification:
         points: Number of points, samples or sizes at which it was checked.
         unit: Unit of the errors.
         shown: Key of the SymPy expression that the page prints, where it is the verified object.
+        read: Whether the claim was read from the page, and not only compared with it.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Verification:
     points: int
     unit: str = "relative"
     shown: str | None = None
+    read: bool = False
     _seen: list[bool] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -58,7 +60,8 @@ class Verification:
         if self.kind == "bound":
             how = f"smallest gap {error}"
         count = len(self.mutants)
-        return f"✓ {self.label} · {self.kind} by {names} · {how} · {count} mutants rejected"
+        source = "read from the page · " if self.read else ""
+        return f"✓ {self.label} · {source}{self.kind} by {names} · {how} · {count} mutants rejected"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain JSON types."""
@@ -93,6 +96,7 @@ def emit(
     points: int,
     unit: str = "relative",
     shown: str | None = None,
+    read: bool = False,
 ) -> Verification:
     """Record a check that passed and show its line."""
     verification = Verification(
@@ -104,6 +108,7 @@ def emit(
         points=points,
         unit=unit,
         shown=shown,
+        read=read,
     )
     verification._display()
     return verification

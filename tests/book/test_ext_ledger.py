@@ -196,7 +196,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Built:
         code(
             "verify.identity('eq:typed', show='other')",
             glued("other", "$u = v$"),
-            record("eq:typed", shown="other", largest_error=0.0),
+            record("eq:typed", shown="other", largest_error=0.0, read=True),
         ),
         text("See {eq}`eq:grad`."),
     ]
@@ -247,6 +247,27 @@ def test_mark_is_named_and_leads_to_its_check(good: Built) -> None:
     assert "gradient by SymPy, autograd" in mark[2]
     assert "largest error 2e-11" in mark[2]
     assert "6 mutants rejected" in mark[2]
+
+
+def test_what_was_read_and_what_was_compared_have_two_looks_and_two_titles(good: Built) -> None:
+    read = re.search(
+        r'<a class="check check-read" href="#check-eq-typed" title="([^"]+)"',
+        good.page("one/second"),
+    )
+    assert read is not None
+    assert read[1].startswith("Verified: read from the page; gradient by SymPy")
+    compared = re.search(
+        r'<a class="check" href="#check-eq-grad" title="([^"]+)"', good.page("one/first")
+    )
+    assert compared is not None
+    assert compared[1].startswith("Verified: compared; gradient by SymPy")
+
+
+def test_the_ledger_counts_what_was_read_and_what_was_compared(good: Built) -> None:
+    told = {entry["label"]: entry["read_from_the_page"] for entry in good.ledger["equations"]}
+    assert told == {"eq:grad": False, "eq:shown": False, "eq:typed": True}
+    page = re.sub(r"<[^>]+>", "", good.page("ledger"))
+    assert "Read from the page: 1. Compared: 2." in page
 
 
 def test_check_cell_leads_back_to_its_equation(good: Built) -> None:

@@ -61,6 +61,7 @@ class Record:
     shown: str | None
     anchor: str
     unit: str = "relative"
+    read: bool = False
 
     @property
     def measure(self) -> str:
@@ -118,6 +119,11 @@ class Equation:
         if gaps := self.errors("gap"):
             said.append(f"smallest gap {min(gaps):.0e}")
         return said
+
+    @property
+    def read(self) -> bool:
+        """Whether a check read the formula from the page; otherwise code was compared with it."""
+        return any(record.read for record in self.records)
 
     @property
     def mutants(self) -> int:
@@ -313,6 +319,7 @@ def collect(app: Sphinx, doctree: nodes.document) -> None:
                     shown=raw.get("shown"),
                     anchor=anchor,
                     unit=str(raw.get("unit", "relative")),
+                    read=bool(raw.get("read", False)),
                 )
             )
         if labels:
@@ -427,7 +434,8 @@ def sentence(equation: Equation) -> str:
     parts.append(f"{counted(equation.mutants, 'mutant')} rejected")
     if equation.shown_is_tested:
         parts.append("shown as computed")
-    return "Verified: " + "; ".join(parts)
+    source = "read from the page" if equation.read else "compared"
+    return f"Verified: {source}; " + "; ".join(parts)
 
 
 def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
@@ -466,8 +474,9 @@ def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
             if equation.label == label and equation.records:
                 told = self.attval(sentence(equation))
                 anchor = equation.records[0].anchor
+                look = "check check-read" if equation.read else "check"
                 self.body.append(
-                    f'<a class="check" href="#{anchor}" title="{told}" aria-label="{told}">✓</a>'
+                    f'<a class="{look}" href="#{anchor}" title="{told}" aria-label="{told}">✓</a>'
                 )
         self.body.append("</div>")
     self.body.append("</div>\n")
@@ -498,6 +507,7 @@ def totals(env: BuildEnvironment) -> dict[str, int]:
         "chapters": sum(bool(page.equations) for page in pages),
         "checks": sum(len(equation.records) for equation in equations),
         "mutants": sum(equation.mutants for equation in equations),
+        "read": sum(equation.read for equation in equations),
         "shown": sum(equation.shown_is_tested for equation in equations),
         "definitions": sum(len(page.definitions) for page in pages),
         "unverified": sum(len(page.unverified) for page in pages),
@@ -519,6 +529,8 @@ def fill_ledger(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         text = (
             f" in {counted(count['chapters'], 'chapter')} by {counted(count['checks'], 'check')}, "
             f"which rejected {counted(count['mutants'], 'wrong version')}. "
+            f"Read from the page: {count['read']}. "
+            f"Compared: {count['equations'] - count['read'] - count['unverified']}. "
             f"Shown exactly as computed: {count['shown']}. "
             f"Definitions, which need no check: {count['definitions']}. "
             f"Claims without verification: {count['unverified']}."
@@ -565,6 +577,7 @@ def page_table(app: Sphinx, here: str, page: PageLedger) -> list[nodes.Node]:
                 [link],
                 [nodes.literal("", equation.label)],
                 [check],
+                [nodes.Text("read" if equation.read else "compared")],
                 [nodes.Text(", ".join(equation.routes))],
                 [nodes.Text(", ".join(equation.evidence).replace("largest error ", "") or "—")],
                 [nodes.Text(str(equation.mutants))],
@@ -575,6 +588,7 @@ def page_table(app: Sphinx, here: str, page: PageLedger) -> list[nodes.Node]:
         "No.",
         "Label",
         "Check",
+        "Formula",
         "Routes",
         "Largest error",
         "Mutants rejected",
@@ -611,6 +625,7 @@ def report(app: Sphinx) -> dict[str, Any]:
                     "routes": equation.routes,
                     "largest_error": equation.largest_error,
                     "mutants_rejected": equation.mutants,
+                    "read_from_the_page": equation.read,
                     "shown_is_tested": equation.shown_is_tested,
                     "checks": [
                         {key: value for key, value in asdict(record).items() if key != "label"}

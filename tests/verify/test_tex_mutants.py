@@ -1,0 +1,341 @@
+"""The power of a check: every slip is refused, for the right reason, and survivors are named."""
+
+# ruff: noqa: E501 - a formula stands on one line
+
+import re
+
+import pytest
+import torch
+
+from companion.verify import VerificationError, generic
+from companion.verify.tex import TexError, over, samples, table
+from companion.verify.tex._mutants import mutants_of
+from companion.verify.tex._nodes import Number
+from companion.verify.tex._page import check
+from companion.verify.tex._parser import parse
+from companion.verify.tex._printer import to_tex
+
+
+def draw(*shape, seed=0):
+    return generic(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def info_nce(u, v, tau):
+    return torch.nn.functional.cross_entropy(u @ v.T / tau, torch.arange(len(u)))
+
+
+def attention(Q, K, V, d_k):
+    return torch.softmax(Q @ K.T / d_k**0.5, -1) @ V
+
+
+PAIR = {"L": info_nce, "u": draw(3, 5), "v": draw(3, 5, seed=1), "N": 3, "tau": 0.7}
+LORA = {
+    "Y": lambda X, W_0, A, B, alpha, r: torch.nn.functional.linear(X, (W_0 + alpha / r * A @ B).T),
+    "X": draw(5, 7),
+    "W_0": draw(7, 3),
+    "A": draw(7, 2),
+    "B": draw(2, 3),
+    "alpha": 1.7,
+    "r": 2,
+}
+BACKWARD = {
+    "O": lambda A, V: A @ V,
+    "A": lambda S: torch.softmax(S, -1),
+    "S": lambda Q, K, d_k: Q @ K.T / d_k**0.5,
+    "Q": draw(2, 5),
+    "K": draw(3, 5),
+    "V": draw(3, 4),
+    "dO": draw(2, 4),
+    "d_k": 5,
+}
+FORMULAS = {
+    "infonce": (
+        r"L=-\frac1N\sum_{i=1}^N\log\frac{e^{u_i\cdot v_i/\tau}}{\sum_{j=1}^Ne^{u_i\cdot v_j/\tau}}",
+        PAIR,
+        {},
+        # u_1 in the numerator of each: no, that is refused. What stays true:
+        set(),
+    ),
+    "lora": (r"Y=XW_0+\frac\alpha r\,(XA)\,B=X\Big(W_0+\frac\alpha rAB\Big)", LORA, {}, set()),
+    "backward": (
+        r"dS=A\odot\big(dA-\mathrm{rowsum}(dA\odot A)\big),\qquad dQ=\frac{dS\,K}{\sqrt{d_k}}",
+        BACKWARD,
+        {"loss": lambda O, dO: (O * dO).sum()},  # noqa: E741
+        set(),
+    ),
+}
+SWAPS = {"+": "-", "-": "+", "i": "j", "j": "i", "1": "2", "2": "3", "u": "v", "v": "u"}
+SWAPS |= {"A": "B", "B": "A", "K": "Q", "Q": "K", "N": "i"}
+
+
+def slips(tex):
+    """Change the text itself, one token at a time: exchanged, or dropped."""
+    for match in re.finditer(r"\\[A-Za-z]+|[A-Za-z0-9]|[+\-/]", tex):
+        token, start, end = match[0], *match.span()
+        if tex[:start].endswith(("\\mathrm{", "rm{", "row", "rows", "ro")):
+            continue
+        if token in SWAPS:
+            yield tex[:start] + SWAPS[token] + tex[end:]
+        if token in (r"\log", r"\sqrt"):
+            yield tex[:start] + tex[end:]
+        if re.fullmatch(r"[A-Zuv]|\\alpha|\\tau", token) and tex[:start][-1:] not in "_^{=d":
+            yield tex[:start] + " " + tex[end:]
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_no_change_of_one_token_on_the_page_goes_unnoticed(name):
+    tex, reading, options, still_true = FORMULAS[name]
+    check("eq:test", tex, reading, **options)
+    changed = [text for text in slips(tex) if text != tex and text not in still_true]
+    assert len(changed) >= 10
+    for text in changed:
+        with pytest.raises((VerificationError, TexError)):
+            check("eq:test", text, reading, **options)
+
+
+@pytest.mark.parametrize(
+    ("tex", "kinds"),
+    [
+        ("a+b-c", ["sign of a", "without b", "sign of c"]),
+        (r"\frac{a}{b}", [r"\frac{a}{b} upside down", r"\frac{a}{b} with numerator 1"]),
+        (r"X^\top Y", [r"X^{\top} not transposed", "without Y"]),
+        (r"x^2", ["without its exponent", "3 for 2"]),
+        (r"\sqrt{x}", ["without its root"]),
+        (
+            r"\sum_{i=1}^nx_i",
+            [r"\sum from one later", r"\sum to one earlier", "index i moved by one"],
+        ),
+        (r"\sum_{j\le i}x_j", [r"\sum with <", r"\sum without its last term"]),
+        (r"\sum_{j\ne i}x_j", [r"\sum over all"]),
+        (
+            r"s_{ij}",
+            ["indices of s_{i,j} exchanged", "index i moved by one", "index j turned by one"],
+        ),
+        (r"\mathbb 1[i=j]", ["turned around"]),
+        (r"\max_jx_j", [r"\min for \max"]),
+        (r"\cos(x)", [r"without \cos", r"\sin for \cos", "sign of the argument"]),
+        (r"\lVert x\rVert", ["as a sum of magnitudes"]),
+        (r"\mathrm{KL}(p\Vert q)", ["arguments of"]),
+        (r"a\cdot b", ["without a", "without b"]),
+        (r"e^{-x}", ["exponent of e^{-x} with the other sign"]),
+        (r"\begin{cases}a&i<j\\b&i\ge j\end{cases}", ["first two cases exchanged", "case 1 with"]),
+        (r"\mathbb E[x^2]", ["power of the mean"]),
+        (r"x_{<t}", ["for another in an index"]),
+    ],
+)
+def test_each_slip_of_the_pen_is_among_the_mutants(tex, kinds):
+    side = parse(f"q={tex}").statements[0].relation.sides[1]
+    names = [name for name, _ in mutants_of(side)]
+    for kind in kinds:
+        assert any(kind in name for name in names), (kind, names)
+
+
+def test_mutants_differ_from_the_formula_and_from_each_other():
+    side = parse(FORMULAS["infonce"][0]).statements[0].relation.sides[1]
+    made = list(mutants_of(side, alike={"u": "v", "v": "u", "i": "j", "j": "i"}))
+    assert len(made) >= 30
+    assert len({name for name, _ in made}) == len(made)
+    trees = {tree for _, tree in made}
+    assert len(trees) == len(made)
+    assert side not in trees
+
+
+def test_what_is_differentiated_is_not_changed():
+    side = parse(r"q=\frac{\partial L}{\partial x_i}").statements[0].relation.sides[1]
+    assert [name for name, _ in mutants_of(side, whole=False)] == []
+
+
+def test_a_mutant_that_cannot_be_evaluated_is_no_evidence():
+    # Of A B no factor can be dropped and no other name fits: only sign and factor are left.
+    reading = {"Y": lambda A, B: torch.einsum("ij,jk->ik", A, B), "A": draw(2, 3), "B": draw(3, 5)}
+    record = check("eq:test", "Y=AB", reading)
+    assert record.mutants == (r"sign of A\,B", r"A\,B doubled")
+
+
+# ------------------------------------------------------------------------------------- survivors
+
+
+def test_a_part_that_does_not_matter_survives_and_is_named():
+    reading = {"y": 2.0, "x": 2.0, "c": 0.0}
+    with pytest.raises(VerificationError, match=r"accepts wrong versions.*sign of c; without c"):
+        check("eq:test", "y=x+c", reading)
+
+
+def test_an_equivalent_mutant_needs_its_name_and_a_reason():
+    z = draw(5)
+    reading = {
+        "softmax": lambda t: torch.softmax(t, -1),
+        "z": z,
+        r"\mathbf 1": torch.ones(5).double(),
+    }
+    tex = r"\mathrm{softmax}(z+c\mathbf 1)=\mathrm{softmax}(z)"
+    shift = "a shift of all logits changes nothing"
+    names = [
+        r"sign of c\,\mathbf 1",
+        r"without c\,\mathbf 1",
+        "without c",
+        r"without \mathbf 1",
+    ]
+    with pytest.raises(VerificationError, match="accepts wrong versions"):
+        check("eq:test", tex, reading | {"c": 0.4})
+    record = check("eq:test", tex, reading | {"c": 0.4}, equivalent=dict.fromkeys(names, shift))
+    assert not set(names) & set(record.mutants)
+    with pytest.raises(VerificationError, match="say why"):
+        check("eq:test", tex, reading | {"c": 0.4}, equivalent=dict.fromkeys(names, " "))
+
+
+def test_a_mutant_called_equivalent_that_is_rejected_is_an_error():
+    reading = {"y": 5.1, "x": 2.4, "c": 2.7}
+    with pytest.raises(VerificationError, match="'sign of c' is called equivalent, but it is rej"):
+        check("eq:test", "y=x+c", reading, equivalent={"sign of c": "no"})
+    with pytest.raises(VerificationError, match=r"'sign of d' is called .* no such mutant"):
+        check("eq:test", "y=x+c", reading, equivalent={"sign of d": "no"})
+
+
+def test_a_statement_that_says_nothing_is_refused():
+    with pytest.raises(VerificationError, match="states nothing"):
+        check("eq:test", "x+y", {"x": 2.0, "y": 3.0})
+    with pytest.raises(VerificationError, match="says too little"):
+        check("eq:test", "0=0", {})
+
+
+# --------------------------------------------------------------------------- errors of a reading
+
+
+def test_names_without_a_reading_are_all_listed():
+    with pytest.raises(VerificationError, match=r"lack a reading: \\alpha, X$"):
+        check("eq:test", r"Y=\alpha X", {})
+    with pytest.raises(VerificationError, match=r"lack a reading: \\mathbb E_\{p\(x\)\}"):
+        check("eq:test", r"y=\mathbb E_{p(x)}[x^2]", {"y": 2.0, "x": 3.0})
+
+
+def test_a_wrong_formula_says_where_it_is_off():
+    x = draw(4)
+    with pytest.raises(VerificationError, match=r"differ by .* at i = 1"):
+        check("eq:test", "y_i=x_i+1", {"x": x, "y": x + 2})
+
+
+def test_shapes_that_do_not_fit_are_said():
+    with pytest.raises(VerificationError, match=r"have the shapes \(5, 3\), \(3, 5\)"):
+        check("eq:test", "X=Y", {"X": draw(5, 3), "Y": draw(3, 5)})
+    with pytest.raises(VerificationError, match=r"product of shapes \(5, 3\) and \(5, 2\)"):
+        check("eq:test", "Z=XY", {"X": draw(5, 3), "Y": draw(5, 2), "Z": draw(3, 2)})
+
+
+def test_indices_stay_inside_of_their_arrays():
+    x = draw(4)
+    with pytest.raises(VerificationError, match="index 5 is outside of 1 to 4"):
+        check("eq:test", "y_i=x_{i+1}", {"x": x, "y": x})
+    with pytest.raises(VerificationError, match="arrays of different lengths; give its range"):
+        check("eq:test", r"y=\sum_ix_iz_i", {"x": x, "z": draw(3), "y": 1.0})
+
+
+def test_special_tensors_are_refused_unless_they_are_called_so():
+    square = draw(3, 5) @ draw(3, 5).T
+    reading = {"Y": lambda H, c: c * H, "H": square, "c": 0.7}
+    with pytest.raises(VerificationError, match="two axes of one size"):
+        check("eq:test", "Y=cH", reading)
+    check("eq:test", "Y=cH", reading, special={"H": "a Hessian is symmetric"})
+    with pytest.raises(VerificationError, match="is called special, but has no reading"):
+        check("eq:test", "Y=cH", reading, special={"K": "no"})
+
+
+def test_a_function_may_not_change_the_reading():
+    def spoil(x):
+        return x.mul_(2)
+
+    with pytest.raises(VerificationError, match="changed its input 'x'"):
+        check("eq:test", "y=2x", {"y": spoil, "x": draw(3)})
+
+
+def test_a_wrong_derivative_of_the_reading_is_found_by_finite_differences():
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x**2
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * 3.0
+
+    x = torch.tensor(2.0).double()
+    with pytest.raises(VerificationError, match=r"by finite differences .* off by"):
+        check("eq:test", "f'(x)=x+1", {"f": Wrong.apply, "x": x})
+
+
+def test_several_readings_are_all_tested_and_a_drawn_one_thrice():
+    drawn = []
+
+    def reading():
+        drawn.append(draw(4, seed=len(drawn)))
+        return {"y": 2 * drawn[-1], "x": drawn[-1]}
+
+    record = check("eq:test", "y=2x", reading)
+    assert record.points == len(drawn) == 3
+    good, bad = {"y": 2 * drawn[0], "x": drawn[0]}, {"y": 3 * drawn[0], "x": drawn[0]}
+    with pytest.raises(VerificationError, match="differ by"):
+        check("eq:test", "y=2x", [good, bad])
+
+
+def test_the_right_side_is_held_against_the_library():
+    x = draw(4)
+    reading = {"x": x, "y": (x**2).sum()}
+    check("eq:test", r"y=\sum_ix_i^2", reading | {"right side": x @ x})
+    with pytest.raises(VerificationError, match="differ by"):
+        check("eq:test", r"y=\sum_ix_i^2", reading | {"right side": 2 * x @ x})
+
+
+def test_settings_are_checked():
+    for option in ({"slack": 0.9}, {"z": 1.0}, {"tol": 0.5}, {"approx": 0.5}):
+        with pytest.raises(ValueError, match="got"):
+            check("eq:test", "y=x", {"y": 2.0, "x": 2.0}, **option)
+    with pytest.raises(ValueError, match="label must look like"):
+        check("ridge", "y=x", {})
+    with pytest.raises(ValueError, match="at least one reading"):
+        check("eq:test", "y=x", [])
+
+
+def test_laws_are_checked():
+    with pytest.raises(ValueError, match="1 axes of weights"):
+        over(torch.tensor([0.5, 0.5]), "x", "y")
+    with pytest.raises(ValueError, match=r"sum to 0\.9"):
+        over(torch.tensor([0.5, 0.4]), "x")
+    with pytest.raises(ValueError, match="as many values"):
+        over(torch.tensor([0.5, 0.5]), u=torch.zeros(3))
+    with pytest.raises(ValueError, match="equally many"):
+        samples(x=torch.zeros(1000), y=torch.zeros(2000))
+    with pytest.raises(ValueError, match="multiple of 50"):
+        samples(x=torch.zeros(1001))
+    with pytest.raises(TypeError, match="indices of the page"):
+        table(torch.zeros(3))(1)
+
+
+def test_a_mean_of_samples_is_told_from_a_wrong_one_only_with_enough_of_them():
+    def law(n):
+        x = torch.randn(n, generator=torch.Generator().manual_seed(0)).double()
+        return {"E": samples(x=1.3 + x), "m": 1.3, "c": 1.0}
+
+    tex = r"\mathbb E[x^2]=c+m^2"
+    assert check("eq:test", tex, law(50_000)).kind == "expectation"
+    with pytest.raises(VerificationError, match="accepts wrong versions"):
+        check("eq:test", tex, law(1000) | {"b": 1.001})  # b for c
+    with pytest.raises(VerificationError, match="standard errors off"):
+        check("eq:test", r"\mathbb E[x^2]=m^2", law(50_000))
+
+
+def test_zero_on_one_side_is_compared_with_one():
+    u = draw(5)
+    w = draw(5, seed=1)
+    v = w - (w @ u) / (u @ u) * u
+    check("eq:test", r"u\cdot v=0", {"u": u, "v": v})
+    with pytest.raises(VerificationError, match="differ by"):
+        check("eq:test", r"u\cdot w=0", {"u": u, "w": w})
+
+
+def test_the_printed_mutants_can_be_read_again():
+    for tex in (FORMULAS["infonce"][0], FORMULAS["lora"][0], r"q=\frac{S\,K}{\sqrt{d_k}}"):
+        for statement in parse(tex).statements:
+            for side in statement.relation.sides:
+                for _, mutant in mutants_of(side):
+                    parse(f"q={to_tex(mutant)}")
+    assert parse("q=1").statements[0].relation.sides[1] == Number("1")

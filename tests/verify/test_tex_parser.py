@@ -1,0 +1,326 @@
+"""The reader's grammar: what a formula says, what cannot be read, and printing as the inverse."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sympy.parsing.latex import parse_latex
+
+from companion.verify.tex import TexError
+from companion.verify.tex._evaluate import evaluate
+from companion.verify.tex._lexicon import Lexicon, forms_of, text_of
+from companion.verify.tex._nodes import (
+    Add,
+    Apply,
+    Bars,
+    BigOp,
+    Binary,
+    Binomial,
+    Factorial,
+    Fraction,
+    Index,
+    Name,
+    Negative,
+    Number,
+    Power,
+    Product,
+    Relation,
+    Root,
+    Transpose,
+    nodes_of,
+    put,
+)
+from companion.verify.tex._parser import parse
+from companion.verify.tex._printer import to_tex
+from companion.verify.tex._reading import Scope
+
+VALUES = {"x": 0.7, "y": 1.3, "z": 2.1, "tau": 0.4, "W_0": 1.9}
+NAMES = {"x": "x", "y": "y", "z": "z", r"\tau": "tau", "W_0": "W_0"}
+ROW = [0.3, 1.1, 0.8]
+
+
+def side(tex, **names):
+    """The tree of an expression."""
+    return (
+        parse(f"q={tex}", Lexicon(names, [k for k, f in names.items() if f]))
+        .statements[0]
+        .relation.sides[1]
+    )
+
+
+def value(tex, **reading):
+    """The value of an expression."""
+    scope = Scope(reading)
+    return float(evaluate(parse(f"q={tex}", scope.lexicon).statements[0].relation.sides[1], scope))
+
+
+# -------------------------------------------------------------------- random trees, with values
+# A strategy yields a tree and its value as plain Python computes it, which is the oracle.
+
+
+def leaf():
+    numbers = st.integers(1, 9).map(lambda n: (Number(str(n)), float(n)))
+    decimals = st.sampled_from(["0.5", "1.25"]).map(lambda t: (Number(t), float(t)))
+    names = st.sampled_from(list(NAMES)).map(lambda t: (Name(t), VALUES[NAMES[t]]))
+    entries = st.integers(1, 3).map(lambda i: (Index(Name("v"), (Number(str(i)),)), ROW[i - 1]))
+    return st.one_of(numbers, decimals, names, entries)
+
+
+def grow(inner):
+    def add(parts):
+        terms = tuple(Negative(t) if minus else t for (t, _), minus in parts)
+        return Add(terms), sum(-v if minus else v for (_, v), minus in parts)
+
+    def product(parts):
+        return Product(tuple(t for t, _ in parts)), math.prod(v for _, v in parts)
+
+    def no_add(part):
+        return not isinstance(part[0], Add | Negative)
+
+    factors = inner.filter(lambda p: not isinstance(p[0], Product))
+    signed = st.tuples(inner.filter(no_add), st.booleans())
+    positive = inner.filter(lambda p: p[1] > 0.01)
+    nonzero = inner.filter(lambda p: abs(p[1]) > 0.01)
+    return st.one_of(
+        st.lists(signed, min_size=2, max_size=3).map(add),
+        st.lists(factors, min_size=2, max_size=3).map(product),
+        st.tuples(inner, nonzero).map(lambda p: (Fraction(p[0][0], p[1][0]), p[0][1] / p[1][1])),
+        st.tuples(inner, nonzero).map(lambda p: (Binary("/", p[0][0], p[1][0]), p[0][1] / p[1][1])),
+        st.tuples(inner, inner).map(
+            lambda p: (Binary(r"\cdot", p[0][0], p[1][0]), p[0][1] * p[1][1])
+        ),
+        inner.map(lambda p: (Power(p[0], Number("2")), p[1] ** 2)),
+        inner.filter(no_add).map(lambda p: (Negative(p[0]), -p[1])),
+        positive.map(lambda p: (Root(p[0]), math.sqrt(p[1]))),
+        positive.map(lambda p: (Apply(Name(r"\log"), (p[0],)), math.log(p[1]))),
+        inner.map(lambda p: (Apply(Name(r"\tanh"), (p[0],)), math.tanh(p[1]))),
+        inner.map(lambda p: (Bars("abs", (p[0],)), abs(p[1]))),
+        st.tuples(inner, inner).map(
+            lambda p: (Apply(Name(r"\max"), (p[0][0], p[1][0])), max(p[0][1], p[1][1]))
+        ),
+        inner.map(
+            lambda p: (
+                BigOp(
+                    r"\sum",
+                    (Name("i"),),
+                    Product((Index(Name("v"), (Name("i"),)), p[0]))
+                    if not isinstance(p[0], Product)
+                    else Index(Name("v"), (Name("i"),)),
+                    low=Number("1"),
+                    high=Number("3"),
+                ),
+                sum(ROW) * (1.0 if isinstance(p[0], Product) else p[1]),
+            )
+        ),
+        st.integers(0, 5).map(lambda n: (Factorial(Number(str(n))), float(math.factorial(n)))),
+        st.integers(2, 6).map(
+            lambda n: (Binomial(Number(str(n)), Number("2")), float(math.comb(n, 2)))
+        ),
+    )
+
+
+TREES = st.recursive(leaf(), grow, max_leaves=12).filter(
+    lambda p: math.isfinite(p[1]) and abs(p[1]) < 1e12
+)
+
+
+@given(TREES)
+@settings(max_examples=400, deadline=None)
+def test_a_printed_tree_reads_as_the_same_tree_with_the_same_value(pair):
+    tree, expected = pair
+    lexicon = Lexicon([*VALUES, "v"])
+    again = parse(f"q={to_tex(tree)}", lexicon).statements[0].relation.sides[1]
+    assert again == tree
+    made = float(evaluate(again, Scope({**VALUES, "v": torch.tensor(ROW).double()})))
+    # ROW has 24 bits here; sums of a dozen terms lose few of them.
+    assert made == pytest.approx(expected, rel=1e-5, abs=1e-5 * max(1.0, abs(expected)))
+
+
+def sympy_reads(node):
+    """What SymPy's grammar shares with ours: no accents, decorations or functions of its own."""
+    kinds = (Number, Name, Add, Negative, Product, Fraction, Power, Root, Factorial, Binomial)
+    return all(
+        isinstance(part, kinds) or (isinstance(part, Apply) and part.function == Name(r"\log"))
+        for _, part in nodes_of(node)
+    ) and not any(isinstance(part, Name) and part.text == "W_0" for _, part in nodes_of(node))
+
+
+@given(TREES.filter(lambda p: sympy_reads(p[0])))
+@settings(max_examples=60, deadline=None)
+def test_sympys_parser_reads_the_same_value_where_it_reads_the_input(pair):
+    tree, _ = pair
+    expression = parse_latex(to_tex(tree), backend="lark")
+    if not hasattr(expression, "free_symbols"):
+        return  # it found several meanings
+    ours = float(evaluate(tree, Scope(VALUES)))
+    theirs = complex(expression.subs({str(s): VALUES[str(s)] for s in expression.free_symbols}))
+    assert theirs == pytest.approx(ours, rel=1e-9, abs=1e-9)
+
+
+def test_every_place_of_a_tree_can_be_exchanged():
+    tree = side(r"\sum_{i=1}^3v_i^2\,\frac{x}{y+1}")
+    for path, node in nodes_of(tree):
+        assert put(tree, path, node) == tree
+        changed = put(tree, path, Name("zzz"))
+        assert any(part == Name("zzz") for _, part in nodes_of(changed))
+
+
+# ------------------------------------------------------------------------------ names and scripts
+
+
+@pytest.mark.parametrize(
+    ("key", "page"),
+    [
+        ("tau", r"\tau"),
+        ("W_Q", "W^Q"),
+        ("W_Q", "W_Q"),
+        ("W^Q", "W^{Q}"),
+        ("d_k", "d_k"),
+        ("dX", "dX"),
+        ("KL", r"\mathrm{KL}"),
+        ("hat_p", r"\hat p"),
+        (r"\hat p", r"\hat{p}"),
+        ("theta_0", r"\theta_0"),
+        (r"\ell'", r"\ell'"),
+        (r"|\mathcal V|", r"|\mathcal V|"),
+        ("I(X;Y)", "I(X;Y)"),
+        (r"f^*", "f^*"),
+        (r"N_{1+}(c\,\cdot)", r"N_{1+}(c\,\cdot)"),
+        ("s0", "s_0"),
+        (r"\hat{\mathcal L}", r"\hat{\mathcal L}"),
+    ],
+)
+def test_a_key_of_the_reading_names_what_the_page_writes(key, page):
+    assert value(f"{page}+1", **{key: 2.5}) == 3.5
+
+
+def test_one_identifier_has_several_spellings_and_a_string_has_one():
+    texts = {text_of(form) for form in forms_of("W_Q")}
+    assert {"W_Q", "W^Q"} <= texts
+    assert [text_of(form) for form in forms_of(r"W^{Q}_i")] == ["W_i^Q"]
+
+
+def test_letters_are_a_product_until_the_reading_joins_them():
+    assert value("dX", d=2.0, X=5.0) == 10.0
+    assert value("dX", d=2.0, X=5.0, dX=0.5) == 0.5
+
+
+def test_a_name_with_a_lower_index_is_the_reading_s_before_it_is_an_entry():
+    d = torch.tensor([3.0, 4.0]).double()
+    assert value("d_2", d=d) == 4.0
+    assert value("d_2", d=d, d_2=7.0) == 7.0
+
+
+def test_an_upper_index_is_a_power_unless_the_reading_has_the_name():
+    assert value("x^2", x=3.0) == 9.0
+    assert value("x^k", x=3.0, k=2) == 9.0
+    assert value("x^k", **{"x": 3.0, "k": 2, "x^k": 7.0}) == 7.0
+
+
+# ----------------------------------------------------------------------------- the ambiguities
+
+
+def test_parentheses_after_a_function_apply_it_and_after_a_number_multiply():
+    assert value("f(x+1)", f=lambda t: t**2, x=2.0) == 9.0
+    assert value("f(x+1)", f=10.0, x=2.0) == 30.0
+
+
+def test_an_indexed_quantity_before_parentheses_is_a_factor():
+    # a is a function of s, another name on the page; a_j(...) is a product.
+    assert value("a_1(x+1)", a=lambda s: 2 * s, s=torch.tensor([3.0, 4.0]), x=1.0) == 12.0
+
+
+def test_e_d_pi_and_i_mean_what_the_reading_says_or_their_constants():
+    assert value("e^x", x=1.0) == pytest.approx(math.e)
+    assert value("e^x", x=2.0, e=3.0) == 9.0
+    assert value(r"2\pi") == pytest.approx(2 * math.pi)
+    assert value(r"2\pi", pi=5.0) == 10.0
+    assert value(r"\frac dh", d=6.0, h=3.0) == 2.0
+    assert value(r"\sum_{i=1}^3i") == 6.0
+    assert value("i", i=4.0) == 4.0
+
+
+def test_t_is_a_name_and_top_a_transpose():
+    x = torch.tensor([[1.0, 2.0, 3.0]]).double()
+    assert value("x^T", x=2.0, T=3) == 8.0
+    assert isinstance(side(r"X^\top"), Transpose)
+    assert value(r"u\,u^\top", u=x[0]) == 14.0
+
+
+def test_bars_are_magnitudes_sizes_norms_or_separators():
+    assert value("|x|+1", x=-2.0) == 3.0
+    assert value(r"|\mathcal M|", **{r"\mathcal M": {2, 5, 7}}) == 3.0
+    assert value(r"\lVert u\rVert_1", u=torch.tensor([3.0, -4.0])) == 7.0
+    assert value(r"P(x\mid y)", P=lambda a, b: a - b, x=5.0, y=3.0) == 2.0
+    assert value(r"\mathrm{KL}(p\Vert q)", KL=lambda a, b: a - b, p=5.0, q=3.0) == 2.0
+
+
+def test_scripts_bind_tighter_than_functions_and_functions_tighter_than_signs():
+    assert value(r"\log x^2", x=3.0) == pytest.approx(math.log(9))
+    assert value(r"x\log x+1", x=3.0) == pytest.approx(3 * math.log(3) + 1)
+    assert value(r"\log x\,(y+1)", x=3.0, y=1.0) == pytest.approx(2 * math.log(3))
+    assert value(r"\cos xy", x=0.3, y=0.5) == pytest.approx(math.cos(0.15))
+    assert value(r"\tanh^2x", x=0.4) == pytest.approx(math.tanh(0.4) ** 2)
+    assert value(r"\log_2x", x=8.0) == pytest.approx(3.0)
+
+
+def test_factors_side_by_side_bind_tighter_than_a_slash():
+    assert value("a/bc", a=6.0, b=3.0, c=2.0) == 1.0
+    assert value(r"x\cdot y/z", x=6.0, y=2.0, z=4.0) == 3.0
+
+
+def test_a_sum_takes_the_rest_of_its_term():
+    v = torch.tensor([1.0, 2.0, 4.0]).double()
+    assert value(r"2\sum_iv_i\cdot x+1", v=v, x=3.0) == 43.0
+    assert value(r"\sum_iv_i\sum_jv_j", v=v) == 49.0
+
+
+def test_tex_takes_one_digit_where_it_has_no_braces():
+    assert value(r"\frac12x", x=3.0) == 1.5
+    assert value(r"\frac12") == 0.5
+    assert value("x^23", x=2.0) == 12.0
+
+
+def test_conditions_words_and_several_statements_are_told_apart():
+    display = parse(r"a=b,\qquad c=d\qquad\text{for }j\le i")
+    assert [s.aside for s in display.statements] == [False, False, True]
+    both = parse(r"x_\pm=1\pm y").statements
+    assert [to_tex(s.relation) for s in both] == ["x_+= 1+y", "x_-= 1-y"]
+    assert isinstance(parse(r"a<b\le c").statements[0].relation, Relation)
+
+
+# ------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("tex", "reason", "place"),
+    [
+        (r"a=b+", "factor is missing", None),
+        (r"a=(b", r"\) is expected", None),
+        (r"a=b)", "cannot be read here", ")"),
+        (r"a=x_1+\dots+x_n", "dots cannot be read", r"\dots"),
+        (r"\text{peak bytes}=n", "words cannot be read", r"\text"),
+        (r"a=\begin{align}b\end{align}", "environment align", "align}"),
+        (r"a=\sum x", "over which index", "x"),
+        (r"a=\begin{pmatrix}1&2\\3\end{pmatrix}", "rows of the matrix", None),
+        (r"a=\begin{cases}1\\2&x>1\end{cases}", "each case needs", None),
+        (r"a=\lim_{N}x", "a limit needs", None),
+    ],
+)
+def test_an_unreadable_formula_is_refused_with_a_caret_under_the_token(tex, reason, place):
+    with pytest.raises(TexError, match=reason) as caught:
+        parse(tex)
+    _, shown, caret = str(caught.value).split("\n")
+    if place is not None:
+        assert shown[caret.index("^") :].startswith(place)
+
+
+def test_the_caret_stands_under_the_token_in_a_long_line():
+    tex = "a=" + "+".join(["x"] * 60) + r"+\dots+" + "+".join(["y"] * 60)
+    with pytest.raises(TexError) as caught:
+        parse(tex)
+    _, shown, caret = str(caught.value).split("\n")
+    assert shown[caret.index("^") :].startswith(r"\dots")
+    assert caught.value.position == tex.index(r"\dots")
