@@ -1,7 +1,10 @@
 """The chapter contract as rules: each takes a chapter and yields what is wrong with it."""
 
+import ast
 import re
 import statistics
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,6 +39,7 @@ WORDS = (
     "utilizes",
 )
 TAGS = {"hide-input", "nbval-ignore-output", "raises-exception"}
+WIDTH = 88  # columns of a formatted cell
 
 
 def without_code(text: str) -> str:
@@ -82,6 +86,19 @@ class Cell:
     def tags(self) -> set[str]:
         return set(self.metadata.get("tags", []))
 
+    @property
+    def folded(self) -> bool:
+        return "hide-input" in self.tags
+
+    @property
+    def summary(self) -> str:
+        """The line under which a folded cell stands."""
+        return str(self.metadata.get("mystnb", {}).get("code_prompt_show", ""))
+
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        return list(ast.walk(ast.parse(self.source)))
+
 
 @dataclass(frozen=True)
 class Page:
@@ -99,8 +116,15 @@ class Page:
         return [Cell(n, c.source, dict(c.metadata)) for n, c in enumerate(code, 1)]
 
     @cached_property
+    def formatted(self) -> bool:
+        """Whether the cells are written plainly and formatted; all chapters will be."""
+        return self.header.get("cells") == "formatted"
+
+    @cached_property
     def lesson(self) -> list[Cell]:
-        """The cells of the lesson itself: all but those that read formulas of the page."""
+        """The cells of the lesson itself, in view: all but those that check, draw or set up."""
+        if self.formatted:
+            return [cell for cell in self.cells if not cell.folded]
         return [cell for cell in self.cells if not cell.reads]
 
     @cached_property
@@ -168,6 +192,8 @@ def ending(page: Page) -> Iterator[str]:
 
 @rule
 def cell_sizes(page: Page) -> Iterator[str]:
+    if page.formatted:
+        return
     if not 12 <= len(page.lesson) <= 20:
         yield f"{len(page.lesson)} code cells; 12 to 20 make a lesson"
     for cell in page.cells:
@@ -176,6 +202,45 @@ def cell_sizes(page: Page) -> Iterator[str]:
     middle = statistics.median([cell.lines for cell in page.lesson] or [0])
     if middle > 8:
         yield f"the median cell has {middle:g} lines; 8 is the most"
+
+
+@rule
+def plain_cells(page: Page) -> Iterator[str]:
+    """A cell in view shows one thing in at most 20 lines, one idea a line."""
+    if not page.formatted:
+        return
+    for cell in page.cells:
+        if not cell.folded and cell.lines > 20:
+            yield f"code cell {cell.number} is in view and has {cell.lines} lines; 20 is the most"
+        if len(VERIFY.findall(cell.source)) > 2:
+            yield f"code cell {cell.number} has more than two verifications"
+        for node in cell.nodes:
+            value = getattr(node, "value", None)
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(value, ast.Lambda):
+                yield f"code cell {cell.number} assigns a lambda: write a def"
+            if isinstance(node, ast.NamedExpr):
+                yield f"code cell {cell.number} has a walrus: give it a line"
+    lines = sum(cell.lines for cell in page.cells)
+    lambdas = sum(isinstance(node, ast.Lambda) for cell in page.cells for node in cell.nodes)
+    if 100 * lambdas > 3 * lines:
+        yield f"{lambdas} lambdas in {lines} lines; 3 in a hundred is the most"
+    dense = [len(cell.nodes) / cell.lines for cell in page.cells if cell.lines]
+    if dense and statistics.median(dense) > 12:
+        yield f"{statistics.median(dense):.1f} syntax nodes a line at the median; 12 is the most"
+
+
+@rule
+def formatting(page: Page) -> Iterator[str]:
+    """Cells look as the formatter leaves them, at a width that fits beside a sidebar."""
+    if not page.formatted:
+        return
+    sources = [cell.source.strip("\n") for cell in page.cells]
+    command = [sys.executable, "-m", "ruff", "format", "--line-length", str(WIDTH), "--quiet", "-"]
+    for cell, source in zip(page.cells, sources, strict=True):
+        done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+        # A semicolon that hides the last value is IPython's, and the formatter's to drop.
+        if done.stdout.rstrip("\n") != source.removesuffix(";"):
+            yield f"code cell {cell.number} is not formatted at {WIDTH} columns"
 
 
 @rule
@@ -200,7 +265,12 @@ def folding(page: Page) -> Iterator[str]:
     for cell in page.cells:
         if unknown := cell.tags - TAGS:
             yield f"code cell {cell.number} has the tag {', '.join(sorted(unknown))}"
-        if "hide-input" in cell.tags:
+        if page.formatted:
+            if VERIFY.search(cell.source) and not cell.folded:
+                yield f"code cell {cell.number} verifies and is in view: fold it under a summary"
+            if cell.folded and not cell.summary:
+                yield f"code cell {cell.number} is folded without code_prompt_show, its summary"
+        elif "hide-input" in cell.tags:
             if cell.number > 1 and not cell.plots:
                 yield f"code cell {cell.number} is folded, but is neither setup nor plotting"
             if VERIFY.search(cell.source):

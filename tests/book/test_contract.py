@@ -154,6 +154,60 @@ def test_each_rule_can_fail(rule: str, old: str, new: str, said: str) -> None:
     assert any(said in fault for fault in found.get(rule, [])), found
 
 
+def formatted(text: str) -> str:
+    """The good chapter in the form that all chapters will have."""
+    summary = {"code_prompt_show": "Check: the sum, by torch"}
+    text = text.replace("sources: [S1]\n", "sources: [S1]\ncells: formatted\n")
+    check = 'verify.equal("eq:total", q)'
+    text = text.replace(
+        cell('verify.equal(\n    "eq:total", q\n)'),
+        cell(check, tags=["hide-input"], mystnb=summary),
+    )
+    text = text.replace(
+        cell("import torch\n\ng = torch.Generator().manual_seed(0)", tags=["hide-input"]),
+        cell(
+            "import torch\n\ng = torch.Generator().manual_seed(0)",
+            tags=["hide-input"],
+            mystnb={"code_prompt_show": "Set-up"},
+        ),
+    )
+    figure = FIGURE | {"code_prompt_show": "The figure's code"}
+    old = cell("fig, ax = plt.subplots()", mystnb=FIGURE, tags=["hide-input"])
+    return text.replace(old, cell("fig, ax = plt.subplots()", mystnb=figure, tags=["hide-input"]))
+
+
+NEW = formatted(GOOD)
+
+
+def test_a_good_formatted_chapter_has_no_fault() -> None:
+    assert faults(NEW) == {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "old", "new", "said"),
+    [
+        ("plain_cells", "print(0)", "print(0)\n" * 21, "in view and has 21 lines"),
+        ("plain_cells", "print(0)", "twice = lambda x: 2 * x", "assigns a lambda"),
+        ("plain_cells", "print(0)", "print((n := 3))", "a walrus"),
+        ("plain_cells", "print(0)", "print(sorted([2], key=lambda x: -x))", "lambdas in"),
+        ("plain_cells", "print(", "print(*[[a, b, c + d * e - f] for a in (b, c, d)], ", "nodes a"),
+        (
+            "plain_cells",
+            'verify.equal("eq:total", q)',
+            'verify.equal("eq:total", q)\n' * 3,
+            "more than two",
+        ),
+        ("formatting", "print(0)", "print( 0 )", "cell 4 is not formatted"),
+        ("folding", "tags:\n- hide-input\n---\nverify", "tags: []\n---\nverify", "is in view"),
+        ("folding", "code_prompt_show: Set-up", "code_prompt_show: ''", "without code_prompt"),
+    ],
+)
+def test_each_rule_of_formatted_cells_can_fail(rule: str, old: str, new: str, said: str) -> None:
+    assert old in NEW
+    found = faults(NEW.replace(old, new))
+    assert any(said in fault for fault in found.get(rule, [])), found
+
+
 def test_words_are_counted_outside_code_and_mathematics() -> None:
     text = (
         "One two\n\n$$ three = x $$ (def:a)\n\nand $four$\n\n```python\nfive\n```\n\n:six: seven\n"
