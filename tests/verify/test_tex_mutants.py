@@ -209,6 +209,14 @@ def test_names_without_a_reading_are_all_listed():
         check("eq:test", r"y=\mathbb E_{p(x)}[x^2]", {"y": 2.0, "x": 3.0})
 
 
+def test_a_definition_has_no_index_but_its_own():
+    x, b = draw(3, 5), draw(5)
+    reading = {"X": x, "b": b, "y": x @ b.exp()}
+    check("eq:test", r"y_i=\sum_jw_jX_{ij},\qquad w_j=e^{b_j}", reading)
+    with pytest.raises(VerificationError, match="lack a reading: j"):
+        check("eq:test", r"y_i=\sum_jw_jX_{ij},\qquad w_k=e^{b_j}", reading)
+
+
 def test_a_wrong_formula_says_where_it_is_off():
     x = draw(4)
     with pytest.raises(VerificationError, match=r"differ by .* at i = 1"):
@@ -220,6 +228,25 @@ def test_shapes_that_do_not_fit_are_said():
         check("eq:test", "X=Y", {"X": draw(5, 3), "Y": draw(3, 5)})
     with pytest.raises(VerificationError, match=r"product of shapes \(5, 3\) and \(5, 2\)"):
         check("eq:test", "Z=XY", {"X": draw(5, 3), "Y": draw(5, 2), "Z": draw(3, 2)})
+
+
+def test_what_is_not_a_number_equals_nothing():
+    with pytest.raises(VerificationError, match="not a number"):
+        check("eq:test", r"y=\sqrt{1-x}", {"y": 2.0, "x": 3.0})
+    with pytest.raises(VerificationError, match="not a number"):
+        check("eq:test", r"y=x+0.5", {"y": float("nan"), "x": 3.0})
+
+
+def test_infinities_may_agree_where_the_claim_is_about_them():
+    s, hidden = draw(3, 5), torch.arange(3)[:, None] < torch.arange(5)
+    reading = {"S": s, "T": s.masked_fill(hidden, -torch.inf)}
+    tex = r"T_{ij}=\begin{cases}S_{ij}&j\le i\\-\infty&\text{otherwise}\end{cases}"
+    waived = {"special": {"T": "a mask"}}
+    with pytest.raises(VerificationError, match="holds NaN or infinity"):
+        check("eq:test", tex, reading)
+    assert len(check("eq:test", tex, reading, **waived).mutants) > 5
+    with pytest.raises(VerificationError, match="differ by inf"):
+        check("eq:test", tex.replace(r"\le", "<"), reading, **waived)
 
 
 def test_indices_stay_inside_of_their_arrays():

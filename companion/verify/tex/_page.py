@@ -141,6 +141,7 @@ class _Claim:
     points: list[dict[str, Any]]
     arrow: Relation | None = None  # what is equivalent to it
     values: dict[tuple[int, str], Any] = field(default_factory=dict)
+    infinite: bool = False
 
 
 @dataclass
@@ -443,19 +444,24 @@ def _require_readings(
     scope: Scope,
     definitions: Mapping[str, Definition],
 ) -> None:
-    parts: list[tuple[Node, frozenset[str]]] = []
+    stated: list[Node] = list(conditions)
     for claim in claims:
-        parts += [(part, frozenset()) for part in (claim if isinstance(claim, tuple) else (claim,))]
-    parts += [(part, frozenset()) for part in conditions]
-    parts += [(made.body, frozenset(made.parameters)) for made in scope.definitions.values()]
-    laws = _law_names(scope)
+        stated += claim if isinstance(claim, tuple) else (claim,)
     indices: set[str] = set()
-    for part, _ in parts:
+    for part in stated:
         indices |= bare_indices(part)
-    missing = []
-    for part, bound in parts:
-        for name in free_names(part, bound):
-            if not _known(name, scope) and name not in laws and name not in indices:
+    fine = indices | _law_names(scope)
+    missing = [
+        name
+        for part in stated
+        for name in free_names(part)
+        if not _known(name, scope) and name not in fine
+    ]
+    # A definition has no index but those that it names on its left side.
+    fine = _law_names(scope)
+    for made in scope.definitions.values():
+        for name in free_names(made.body, frozenset(made.parameters)):
+            if not _known(name, scope) and name not in fine:
                 missing.append(name)
     if not claims and not missing:
         missing = list(definitions)
@@ -538,7 +544,13 @@ def _side(
     for point in claim.points:
         try:
             value = tensor(evaluate(node, scope.child(point))).detach()
-            found.append(value if bool(torch.isfinite(value).all()) or not partial else None)
+            if bool(value.isnan().any()):
+                raise Misfit("a side is not a number")
+            if bool(value.isinf().any()):
+                claim.infinite |= not partial
+                if not claim.infinite:  # no evidence, unless the claim itself is about infinity
+                    raise Misfit("a side is infinite")
+            found.append(value)
         except Misfit:
             if not partial:
                 raise
@@ -560,8 +572,10 @@ def _distance(
         if a.shape != b.shape and 1 not in (a.numel(), b.numel()):
             return math.inf, -1
         count += 1
-        gap = max(gap, float((a - b).abs().max()))
-        scale = max(scale, float(b.abs().max()), float(a.abs().max()))
+        same = a == b  # so that infinities may agree
+        gap = max(gap, float((a - b).abs().masked_fill(same, 0.0).max()))
+        finite = [x[x.isfinite()].abs() for x in (a, b)]
+        scale = max([scale, *(float(x.max()) for x in finite if x.numel())])
     if not math.isfinite(gap):
         return math.inf, count
     # What is zero on both sides is compared with one.
@@ -643,7 +657,7 @@ def _verdict(
                 if x is None or y is None:
                     continue
                 verdict.compared += 1
-                gap = (y - x) * _BOUNDS[sign]
+                gap = ((y - x) * _BOUNDS[sign]).masked_fill(x == y, 0.0)
                 if Number("0") in (sides[k], sides[k + 1]):  # a sign, which nothing comes near
                     if bool((gap < 0).any()) or (sign in ("<", ">") and bool((gap == 0).any())):
                         verdict.error = math.inf
