@@ -218,3 +218,14 @@ def test_words_are_counted_outside_code_and_mathematics() -> None:
 def test_quoted_code_is_not_prose() -> None:
     assert not list(contract.words_to_avoid(contract.plain_prose("`simply` and\n> simply\n")))
     assert list(contract.words_to_avoid(contract.plain_prose("Simply put.")))
+
+
+def test_cells_that_read_the_page_are_no_cells_of_the_lesson() -> None:
+    lesson = cell("print(0)") * 12
+    check = cell("x = 0\n" * 19 + 'verify.page("eq:a", {})')
+    assert not list(contract.cell_sizes(contract.Page(lesson + check * 15)))
+    assert not list(contract.words_per_line(contract.Page("word " * 144 + "\n\n" + lesson + check)))
+    other = check.replace("page(", "equal(")
+    assert list(contract.cell_sizes(contract.Page(lesson + other * 15)))
+    long = cell("x = 0\n" * 25 + 'verify.page("eq:a", {})')
+    assert list(contract.cell_sizes(contract.Page(lesson + long)))
