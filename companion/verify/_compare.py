@@ -3,12 +3,20 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from companion.verify._record import VerificationError
 
-__all__ = ["as_tensor", "reject_mutants", "relative_error", "value_mutants"]
+__all__ = [
+    "as_tensor",
+    "largest_size",
+    "mutant_value",
+    "reject_mutants",
+    "relative_error",
+    "value_mutants",
+]
 
 
 def as_tensor(label: str, who: str, value: Any) -> Tensor:
@@ -52,6 +60,61 @@ def value_mutants(value: Tensor, *, symmetric: bool) -> Iterator[tuple[str, Tens
         yield "transposed", value.mT
 
 
+def largest_size(inputs: Mapping[str, Any]) -> int:
+    """Return the largest size in sight: the longest axis or list, or the largest setting."""
+    sizes = [1]
+    for value in inputs.values():
+        if isinstance(value, Tensor | np.ndarray):
+            sizes.extend(value.shape)
+        elif isinstance(value, bool):
+            continue
+        elif isinstance(value, int):
+            sizes.append(abs(value))
+        elif isinstance(value, list | tuple | dict):
+            sizes.append(len(value))
+    return max(sizes)
+
+
+def mutant_value(
+    label: str,
+    name: str,
+    mutant: Callable[..., Any],
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    shape: tuple[int, ...] | None = None,
+) -> Tensor:
+    """Evaluate a mutant, and refuse one that would be rejected for another reason than its value.
+
+    An error, nothing, another shape or NaN is told from any claim, right or wrong, so it shows no
+    power. A mutant must run and give wrong numbers, of the given shape if there is one.
+    """
+    try:
+        made = mutant(**(inputs or {}))
+    except Exception as error:
+        raise VerificationError(
+            f"{label}: mutant {name!r} raised {type(error).__name__}: {error}. "
+            "A mutant must run and give a wrong number."
+        ) from error
+    try:
+        candidate = as_tensor(label, f"mutant {name!r}", made)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise VerificationError(
+            f"{label}: mutant {name!r} gives {str(made)[:60]!r}, which is no number. "
+            "A mutant must run and give a wrong number."
+        ) from error
+    if shape is not None and candidate.shape != shape:
+        raise VerificationError(
+            f"{label}: mutant {name!r} has shape {tuple(candidate.shape)}, the claim "
+            f"{tuple(shape)}. It would be rejected for its shape, whatever its numbers are."
+        )
+    if not bool(torch.isfinite(candidate).all()):
+        raise VerificationError(
+            f"{label}: mutant {name!r} is NaN or infinite, so it would be rejected for that, "
+            "whatever the claim is. A mutant must run and give a wrong number."
+        )
+    return candidate
+
+
 def reject_mutants(
     label: str,
     value: Tensor,
@@ -72,16 +135,12 @@ def reject_mutants(
     if symmetric and relative_error(value.mT, value) > 1e-9:
         raise VerificationError(f"{label}: declared symmetric, but it differs from its transpose")
     candidates = list(value_mutants(value, symmetric=symmetric))
+    size = largest_size(inputs)
+    if size > 1:
+        # n - 1 for n, the smallest slip in a count or a mean, at the largest n in sight.
+        candidates.append((f"off by one in {size}", value * (1 - 1 / size)))
     for name, mutant in mutants.items():
-        try:
-            candidates.append((name, as_tensor(label, f"mutant {name!r}", mutant(**inputs))))
-        except VerificationError:
-            raise
-        except Exception as error:
-            raise VerificationError(
-                f"{label}: mutant {name!r} raised {type(error).__name__}: {error}. "
-                "A mutant must run and give a wrong number."
-            ) from error
+        candidates.append((name, mutant_value(label, name, mutant, inputs, shape=value.shape)))
     for name, candidate in candidates:
         for route, (reference, tolerance) in references.items():
             if relative_error(candidate, reference) <= tolerance:

@@ -1,5 +1,6 @@
 """Costs that are counted, not timed: operations and bytes."""
 
+import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from companion.verify._compare import mutant_value
+from companion.verify._independence import require_independent, watch
 from companion.verify._record import Verification, VerificationError, check_label, emit
 
 __all__ = ["cost", "count_flops", "peak_bytes"]
@@ -24,14 +27,18 @@ def cost(
     mutants: Mapping[str, Callable[..., int]],
     unit: str,
 ) -> Verification:
-    """Verify a formula for a counted cost, exactly.
+    r"""Verify a formula for a counted cost, exactly.
 
     Args:
         label: Label of the equation.
         measured: Runs the computation at the given sizes and returns what was counted.
         claim: The formula, called with the same sizes.
-        sizes: At least two settings, each with pairwise distinct sizes.
-        mutants: Names and wrong formulas, at least one. Each must fail at one of the settings.
+        sizes: At least two settings, each with pairwise distinct sizes. Together they must vary
+            independently: where a product of powers of sizes is the same in all settings, as
+            :math:`d/(h\,d_k)` is when every model has :math:`d = h\,d_k`, one of these sizes could
+            stand for the others in a wrong formula.
+        mutants: Names and wrong formulas, at least one. Each must give a number at each of the
+            settings, and a wrong one at one of them.
         unit: What is counted, such as ``"FLOPs"`` or ``"bytes"``.
 
     Returns:
@@ -58,13 +65,18 @@ def cost(
     for setting in sizes:
         if len(set(setting.values())) < len(setting):
             raise VerificationError(f"{label}: sizes must differ pairwise, got {dict(setting)}")
-    counts = [int(measured(**setting)) for setting in sizes]
-    for setting, count in zip(sizes, counts, strict=True):
-        claimed = claim(**setting)
-        if claimed != count:
+    _require_independent_sizes(label, sizes)
+    counts = []
+    for setting in sizes:
+        counted, claimed = watch(measured, setting), watch(claim, setting)
+        require_independent(label, claimed, "the measurement", counted)
+        count = int(counted.value)
+        if claimed.value != count:
             raise VerificationError(
-                f"{label}: at {dict(setting)} the claim is {claimed} {unit}, counted are {count}"
+                f"{label}: at {dict(setting)} the claim is {claimed.value} {unit}, counted are "
+                f"{count}"
             )
+        counts.append(count)
     if len(set(counts)) == 1:
         raise VerificationError(f"{label}: the cost is the same at every setting of the sizes")
     wrong: dict[str, Callable[..., int]] = {
@@ -73,7 +85,8 @@ def cost(
         **mutants,
     }
     for name, mutant in wrong.items():
-        if all(mutant(**setting) == count for setting, count in zip(sizes, counts, strict=True)):
+        values = [mutant_value(label, name, mutant, setting, shape=()) for setting in sizes]
+        if all(int(v) == count == v for v, count in zip(values, counts, strict=True)):
             raise VerificationError(f"{label}: the wrong formula {name!r} fits every count")
     return emit(
         label=label,
@@ -83,6 +96,42 @@ def cost(
         mutants=wrong,
         points=len(sizes),
         unit=unit,
+    )
+
+
+def _require_independent_sizes(label: str, sizes: Sequence[Mapping[str, int]]) -> None:
+    """Refuse sizes of which a product of small powers is the same in all settings."""
+    names = sorted(sizes[0])
+    if any(sorted(setting) != names for setting in sizes):
+        raise VerificationError(f"{label}: every setting must name the same sizes, {names}")
+    if any(not isinstance(size, int) or size < 1 for s in sizes for size in s.values()):
+        raise VerificationError(f"{label}: sizes are positive whole numbers")
+    # Powers up to two, as costs have them; with very many sizes only ratios and products.
+    most = 2 if len(names) <= 7 else 1
+    powers = torch.cartesian_prod(*[torch.arange(-most, most + 1)] * len(names)).reshape(
+        -1, len(names)
+    )
+    powers = powers[powers.abs().sum(1) > 0]
+    logs = torch.tensor([[math.log(s[n]) for n in names] for s in sizes], dtype=torch.float64)
+    values = logs @ powers.double().T
+    same = (values - values[0]).abs().amax(0) < 1e-9
+    if not bool(same.any()):
+        return
+    found = powers[same]
+    simplest = found[found.abs().sum(1).argmin()].tolist()
+    if sum(power != 0 for power in simplest) == 1:
+        [name] = [n for n, power in zip(names, simplest, strict=True) if power]
+        raise VerificationError(
+            f"{label}: the size {name!r} is {sizes[0][name]} in every setting, so a formula "
+            "without it would pass. Vary it."
+        )
+    sign = 1 if max(simplest) > 0 else -1
+    product = " ".join(
+        f"{n}^{sign * p}" if sign * p != 1 else n for n, p in zip(names, simplest, strict=True) if p
+    )
+    raise VerificationError(
+        f"{label}: {product} is the same in every setting, so one of these sizes could stand for "
+        "the others in a wrong formula. Vary the sizes independently."
     )
 
 

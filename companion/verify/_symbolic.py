@@ -1,5 +1,6 @@
 """Identities of SymPy expressions, proven and then evaluated with many digits."""
 
+import math
 import random
 from collections.abc import Iterator, Mapping
 from itertools import pairwise, zip_longest
@@ -44,7 +45,7 @@ def identity(
         where: Domain of the random points for some symbols, as ``{symbol: (low, high)}``. Without
             an entry a positive symbol lies in (0.2, 2) and a real one in (-2, 2). Every integer
             symbol needs an entry.
-        mutants: Further wrong versions of the right side.
+        mutants: Further wrong versions of the right side, finite and in the symbols of the claim.
         show: Key under which the equation, as SymPy prints it, is glued into the page. Then what
             is shown is what was verified.
 
@@ -63,6 +64,8 @@ def identity(
         ✓ eq:tanh · identity by SymPy, 40 digits · ... mutants rejected
     """
     check_label(label)
+    if _same_open_expression(lhs, rhs):
+        raise VerificationError(f"{label}: both sides are one and the same expression")
     left, right = _entries(label, lhs), _entries(label, rhs)
     if left[0] != right[0]:
         raise VerificationError(f"{label}: the sides have shapes {left[0]} and {right[0]}")
@@ -93,14 +96,30 @@ def identity(
         wrong_shape, entries = _entries(label, wrong)
         if wrong_shape != shape:
             raise VerificationError(f"{label}: mutant {name!r} has shape {wrong_shape}")
-        candidates.append((name, entries if not on_left else [*entries]))
+        foreign = set().union(*(entry.free_symbols for entry in entries)) - set(symbols)
+        if foreign:
+            raise VerificationError(
+                f"{label}: mutant {name!r} holds {sorted(map(str, foreign))}, which the claim does "
+                "not. It would be rejected for that, whatever else it says."
+            )
+        for point in points:
+            if not _distance(_evaluate(entries, point), [mpmath.mpf(0)] * len(entries)) < math.inf:
+                raise VerificationError(
+                    f"{label}: mutant {name!r} is no finite real number at a point of the domain, "
+                    "so it would be rejected for that, whatever the claim is."
+                )
+        candidates.append((name, entries))
     for name, wrong in candidates:
         compare = values_a if name in (mutants or {}) else fixed_values
-        differs = any(
-            not _distance(value, _evaluate(wrong, point)) <= _TOLERANCE
+        distances = [
+            _distance(value, _evaluate(wrong, point))
             for value, point in zip(compare, points, strict=True)
-        )
-        if differs:
+        ]
+        finite = [distance for distance in distances if distance < math.inf]
+        if not finite:
+            # Such as the logarithm of a negative number: told from the claim, but not by value.
+            continue
+        if max(finite) > _TOLERANCE:
             rejected.append(name)
         elif not name.startswith(_MAY_BE_EQUAL):
             raise VerificationError(
@@ -123,6 +142,18 @@ def identity(
         points=len(points),
         shown=show,
     )
+
+
+def _same_open_expression(lhs: Any, rhs: Any) -> bool:
+    """Tell whether both sides are the same before anything is evaluated.
+
+    Expressions that SymPy evaluates as they are written may well come out the same; there the
+    evaluation is the evidence.
+    """
+    if isinstance(lhs, sp.MatrixBase | sp.NDimArray) and lhs is rhs:
+        return True
+    one, other = sp.sympify(lhs), sp.sympify(rhs)
+    return bool(one == other) and one.has(sp.Derivative, sp.Sum, sp.Integral, sp.Product)
 
 
 def _glue(key: str, lhs: Any, rhs: Any) -> None:
@@ -214,7 +245,7 @@ def _distance(one: list[Any], other: list[Any]) -> float:
         for a, b in zip(one, other, strict=True):
             if a is None or b is None or not mpmath.isfinite(a) or not mpmath.isfinite(b):
                 return float("inf")
-            if isinstance(a, mpmath.mpc) and abs(a.imag) > _TOLERANCE * scale:
+            if any(isinstance(c, mpmath.mpc) and abs(c.imag) > _TOLERANCE * scale for c in (a, b)):
                 return float("inf")
             worst = max(worst, float(abs(a - b) / scale))
     return worst

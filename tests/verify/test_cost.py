@@ -50,7 +50,7 @@ def test_a_single_or_square_setting_is_refused():
 
 def test_a_constant_cost_is_no_evidence():
     with pytest.raises(VerificationError, match="same at every setting"):
-        check(lambda n, d, m: 5, measured=lambda n, d, m: 5)
+        check(lambda n, d, m: 5, measured=lambda n, d, m: count_flops(torch.ones, 3) + 5)
 
 
 def test_surviving_and_missing_mutants_are_caught():
@@ -61,6 +61,70 @@ def test_surviving_and_missing_mutants_are_caught():
         check(right, mutants={"same": lambda n, d, m: d * 2 * n * m})
     with pytest.raises(VerificationError, match="at least one mutant"):
         check(right, mutants={})
+
+
+def test_a_size_that_never_varies_is_refused():
+    fixed = [{"n": 3, "d": 5, "m": 7}, {"n": 3, "d": 2, "m": 13}]
+    with pytest.raises(VerificationError, match="'n' is 3 in every setting"):
+        check(lambda n, d, m: 6 * d * m, sizes=fixed)
+
+
+def test_sizes_that_stay_proportional_are_refused():
+    # Every model has d = h d_k, so 12 L d n D passed for 12 L h d_k n D.
+    def scores(h, d_k, n, d):
+        return count_flops(torch.matmul, torch.ones(h, n, d_k), torch.ones(h, d_k, n))
+
+    models = [{"h": h, "d_k": k, "n": n, "d": h * k} for h, k, n in ((2, 3, 5), (7, 5, 11))]
+
+    def wrong(h, d_k, n, d):
+        return 2 * d * n * n
+
+    arguments = {"mutants": {"no h": lambda h, d_k, n, d: 2 * d_k * n * n}, "unit": "FLOPs"}
+    with pytest.raises(VerificationError, match=r"is the same in every setting"):
+        cost("eq:scores", scores, wrong, models, **arguments)
+    free = [{**models[0], "d": 13}, {**models[1], "d": 17}]
+    with pytest.raises(VerificationError, match="counted are"):
+        cost("eq:scores", scores, wrong, free, **arguments)
+    cost("eq:scores", scores, lambda h, d_k, n, d: 2 * h * d_k * n * n, free, **arguments)
+
+
+def test_a_constant_ratio_and_a_square_are_proportions_too():
+    for sizes in (
+        [{"n": 3, "d": 6, "m": 7}, {"n": 11, "d": 22, "m": 5}],  # d = 2 n
+        [{"n": 3, "d": 9, "m": 7}, {"n": 11, "d": 121, "m": 5}],  # d = n^2
+    ):
+        with pytest.raises(VerificationError, match="is the same in every setting"):
+            check(lambda n, d, m: 2 * n * d * m, sizes=sizes)
+
+
+def test_sizes_are_named_alike_and_are_positive():
+    with pytest.raises(VerificationError, match="the same sizes"):
+        check(lambda n, d, m: 1, sizes=[{"n": 3, "d": 5, "m": 7}, {"n": 11, "d": 2}])
+    with pytest.raises(VerificationError, match="positive whole"):
+        check(lambda n, d, m: 1, sizes=[{"n": 3, "d": 5, "m": 7}, {"n": 11, "d": 2, "m": 0}])
+
+
+@pytest.mark.parametrize(
+    ("mutant", "message"),
+    [
+        (lambda n, d, m: None, "no number"),
+        (lambda n, d, m: float("nan"), "NaN"),
+        (lambda n, d, m: 1 / 0, "raised ZeroDivisionError"),
+        (lambda n, d: n * d, "raised TypeError"),
+        (lambda n, d, m: [n, d], "has shape"),
+    ],
+)
+def test_a_mutant_must_be_a_wrong_number(mutant, message):
+    with pytest.raises(VerificationError, match=f"'bad'.*{message}"):
+        check(lambda n, d, m: 2 * n * d * m, mutants={"bad": mutant})
+
+
+def test_a_formula_that_the_measurement_uses_itself_is_no_claim():
+    def table(n, d, m):
+        return 2 * n * d * m
+
+    with pytest.raises(VerificationError, match=r"both go through .*table"):
+        check(lambda n, d, m: table(n, d, m) * 1, measured=lambda n, d, m: table(n, d, m))
 
 
 class TestCountFlops:

@@ -243,3 +243,81 @@ def test_bad_calls_say_what_is_wrong(inputs):
         check(inputs, wrt="v")
     with pytest.raises(ValueError, match="must be a floating tensor"):
         check(inputs, wrt="y")
+
+
+def test_one_side_of_a_kink_is_not_enough(g):
+    # At positive x alone, 1 passes for the derivative of |x|, and sign(x) W for relu's.
+    def absolute(claim):
+        return gradient(
+            "eq:abs",
+            lambda x: x.abs(),
+            claim,
+            {"x": torch.tensor(0.7)},
+            wrt="x",
+            sympy=lambda x: sp.Abs(x),
+            mutants={"minus": lambda x: -torch.ones_like(x)},
+        )
+
+    with pytest.raises(VerificationError, match=r"differs from SymPy.*drawn again"):
+        absolute(torch.ones_like)
+    assert absolute(torch.sign).points == 4
+
+
+def test_both_sides_of_a_hidden_kink_are_reached(g):
+    inputs = {"x": generic(3, generator=g, low=0.2), "w": generic(3, 5, generator=g, low=0.2)}
+    call = {
+        "f": lambda x, w: torch.relu(x @ w).sum(),
+        "inputs": inputs,
+        "wrt": "x",
+        "sympy": lambda x, w: sum(
+            sp.Max(0, sum(x[i] * w[i, j] for i in range(3))) for j in range(5)
+        ),
+        "mutants": {"one column less": lambda x, w: w[:, 1:].sum(1)},
+    }
+    with pytest.raises(VerificationError, match="drawn again"):
+        gradient("eq:relu", claim=lambda x, w: w.sum(1), **call)
+    gradient("eq:relu", claim=lambda x, w: w @ (x @ w > 0).double(), **call)
+
+
+def test_a_domain_is_respected_and_can_be_named(g):
+    call = {
+        "sympy": lambda s: sp.log(s),
+        "inputs": {"s": torch.tensor(0.7)},
+        "wrt": "s",
+        "mutants": {"square": lambda s: 1 / s**2},
+    }
+    # The logarithm of a negative number is NaN: the signs are kept.
+    gradient("eq:log", lambda s: s.log(), lambda s: 1 / s, **call)
+    seen = []
+
+    def watched(s):
+        seen.append(float(s))
+        return torch.log(s)
+
+    gradient("eq:log", watched, lambda s: 1 / s, domain={"s": (3.0, 4.0)}, **call)
+    assert sum(3.0 < s < 4.0 for s in seen) > len(seen) / 2
+    assert min(seen) > 0.69
+    drawn = {"s": lambda g: generic(generator=g, low=3, high=5)}
+    gradient("eq:log", watched, lambda s: 1 / s, domain=drawn, **call)
+    with pytest.raises(ValueError, match="domain names 't'"):
+        gradient("eq:log", watched, lambda s: 1 / s, domain={"t": (1.0, 2.0)}, **call)
+    with pytest.raises(VerificationError, match="not finite at points drawn"):
+        gradient("eq:log", watched, lambda s: 1 / s, domain={"s": (-2.0, -1.0)}, **call)
+
+
+def test_hand_written_code_is_another_program_than_the_claim(inputs):
+    with pytest.raises(VerificationError, match="one program"):
+        check(inputs, handwritten=right)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "message"),
+    [
+        (lambda h, w, y: right(h, w, y).T, "has shape"),
+        (lambda h, w, y: right(h, w, y) / 0, "NaN or infinite"),
+        (lambda h, w, y: None, "no number"),
+    ],
+)
+def test_a_mutant_must_be_wrong_by_its_value(inputs, mutant, message):
+    with pytest.raises(VerificationError, match=f"'bad'.*{message}"):
+        check(inputs, mutants={"bad": mutant})

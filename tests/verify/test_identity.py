@@ -113,6 +113,31 @@ def test_extra_mutants_are_held_to_the_same():
         identity("eq:square", (x + y) ** 2, x**2 + 2 * x * y + y**2, mutants={"same": (x + y) ** 2})
 
 
+def test_a_mutant_in_a_symbol_that_the_claim_does_not_know_is_none():
+    with pytest.raises(VerificationError, match=r"mutant 'free' holds \['t'\]"):
+        identity("eq:square", (x + y) ** 2, x**2 + 2 * x * y + y**2, mutants={"free": t * x})
+
+
+@pytest.mark.parametrize("wrong", [sp.nan, sp.oo, sp.log(-1 - x**2), x / (y - y)])
+def test_a_mutant_that_is_no_number_is_none(wrong):
+    with pytest.raises(VerificationError, match="mutant 'bad' is no finite real number"):
+        identity("eq:square", (x + y) ** 2, x**2 + 2 * x * y + y**2, mutants={"bad": wrong})
+
+
+def test_a_wrong_version_that_is_not_real_does_not_count():
+    record = identity("eq:log", sp.log(p**2 * (1 + p)), 2 * sp.log(p) + sp.log(1 + p))
+    assert not any(name.startswith("argument sign of log(p)") for name in record.mutants)
+
+
+def test_an_open_expression_is_no_oracle_of_itself():
+    total = sp.Sum(k, (k, 1, n))
+    with pytest.raises(VerificationError, match="one and the same expression"):
+        identity("eq:sum", total, sp.Sum(k, (k, 1, n)), where={n: (3, 9)})
+    a = sp.Matrix([[x, y * t], [t, 3 * x]])
+    with pytest.raises(VerificationError, match="one and the same expression"):
+        identity("eq:matrix", a, a)
+
+
 def test_an_even_function_is_no_reason_to_fail():
     identity("eq:even", sp.cos(x + y), sp.cos(x) * sp.cos(y) - sp.sin(x) * sp.sin(y))
 

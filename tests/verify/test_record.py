@@ -69,7 +69,7 @@ def test_show_glues_the_verified_equation(executed):
 
 
 @given(
-    rows=st.integers(1, 5),
+    rows=st.integers(2, 5),
     columns=st.integers(6, 9),
     low=st.floats(-3, 0.5),
     width=st.floats(0.7, 4),
@@ -87,9 +87,11 @@ def test_generic_numbers_hide_nothing(rows, columns, low, width, seed):
     assert float(drawn.max()) <= low + width
 
 
-def test_generic_refuses_square_shapes_and_empty_intervals(g):
+def test_generic_refuses_square_and_single_axes_and_empty_intervals(g):
     with pytest.raises(ValueError, match=r"differ pairwise, got \(5, 5\)"):
         generic(5, 5, generator=g)
+    with pytest.raises(ValueError, match=r"at least 2, got \(3, 1\)"):
+        generic(3, 1, generator=g)
     with pytest.raises(ValueError, match=r"leaves no number|too narrow"):
         generic(3, generator=g, low=-0.05, high=0.05)
 
