@@ -440,8 +440,8 @@ NOTATIONS = {
     ),
     "matrices of blocks": (
         r"HB-c\,u=\begin{bmatrix}H&-c\end{bmatrix}\begin{bmatrix}B\\u\end{bmatrix}",
-        {"H": draw(5, 2), "B": draw(2, 3), "u": draw(3), "c": draw(5, 1)},
-        {},
+        {"H": draw(5, 2), "B": draw(2, 3), "u": draw(3), "c": draw(5)[:, None]},
+        {"special": {"c": "a column, as the formula has it"}},
         [
             r"HB-c\,u=\begin{bmatrix}H&c\end{bmatrix}\begin{bmatrix}B\\u\end{bmatrix}",
             r"HB-c\,u=\begin{bmatrix}-H&-c\end{bmatrix}\begin{bmatrix}B\\u\end{bmatrix}",
@@ -456,13 +456,15 @@ NOTATIONS = {
     "inverse, ridge": (
         r"\hat w=(X^\top X+\lambda I)^{-1}X^\top y",
         {
-            r"\hat w": torch.linalg.solve(X.T @ X + 0.4 * torch.eye(7).double(), X.T @ draw(5, 1)),
+            r"\hat w": torch.linalg.solve(
+                X.T @ X + 0.4 * torch.eye(7).double(), X.T @ draw(5)[:, None]
+            ),
             "X": X,
-            "y": draw(5, 1),
+            "y": draw(5)[:, None],
             "lambda": 0.4,
             "I": torch.eye(7).double(),
         },
-        {},
+        {"special": {r"\hat w": "a column", "y": "a column"}},
         [
             r"\hat w=(X^\top X-\lambda I)^{-1}X^\top y",
             r"\hat w=(X^\top X+I)^{-1}X^\top y",
