@@ -117,18 +117,18 @@ def siamese_flow(
     A linear encoder :math:`z = xW` and predictor :math:`zP` minimize
     :math:`\frac12 \mathbb E \lVert x_1 W P - \mathrm{sg}(x_2 W) \rVert^2` on views with
     :math:`\mathbb E\, x_1^\top x_1 = (1 + \sigma^2) \mathbf I` and
-    :math:`\mathbb E\, x_1^\top x_2 = \mathbf I`, with weight decay :math:`\eta` on both. Where
+    :math:`\mathbb E\, x_1^\top x_2 = \mathbf I`, with weight decay :math:`\omega` on both. Where
     :math:`P` is symmetric and shares its eigenvectors with :math:`W^\top W`, the eigenvalues
     :math:`p` and :math:`s` of each vector move alone:
 
-    .. math:: \dot p = s\,\big(1 - (1 + \sigma^2)\, p\big) - \eta p, \qquad
-        \dot s = 2 s p\,\big(1 - (1 + \sigma^2)\, p\big) - 2 \eta s
+    .. math:: \dot p = s\,\big(1 - (1 + \sigma^2)\, p\big) - \omega p, \qquad
+        \dot s = 2 s p\,\big(1 - (1 + \sigma^2)\, p\big) - 2 \omega s
 
     Args:
         p: Eigenvalues of the predictor.
         s: Eigenvalues of :math:`W^\top W`, 0 or more.
         noise: :math:`\sigma^2 \ge 0`, the variance that views do not share.
-        decay: :math:`\eta \ge 0`.
+        decay: :math:`\omega \ge 0`.
         stop_gradient: Whether the target is a constant. Without it :math:`\dot s` gains the term
             :math:`2 s (p - 1 - \sigma^2)`.
         predictor: Whether the predictor learns. Without it :math:`\dot p = 0`; give
