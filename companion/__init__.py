@@ -5,18 +5,23 @@ that derives it. A chapter, its module and its tests have the same path: the cha
 ``book/foundations/embeddings`` uses ``companion.foundations.embeddings``, which
 ``tests/foundations/test_embeddings.py`` tests.
 
-Sub-packages load on first use, so ``import companion`` costs little more than ``import torch``.
+Sub-packages load on first use, so ``import companion`` costs little more than ``import torch``. So do
+the trained models and what is done with them, which are here as well as in
+:mod:`companion.models`.
 
 Example:
     >>> import companion
     >>> companion.__version__
-    '0.3.0'
+    '0.4.0'
 """
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.3.0"
+if TYPE_CHECKING:
+    from companion.models import generate, load_pretrained, minilm, save_pretrained, smollm2
+
+__version__ = "0.4.0"
 
 #: Sub-packages in reading order. Imports between them run in this direction only.
 _PACKAGES = (
@@ -30,12 +35,32 @@ _PACKAGES = (
     "command",
 )
 
-__all__ = ["__version__", *_PACKAGES]
+#: What :mod:`companion.models` offers at the top.
+_MODELS = ("generate", "load_pretrained", "minilm", "save_pretrained", "smollm2")
+
+__all__ = [
+    "__version__",
+    "command",
+    "core",
+    "data",
+    "foundations",
+    "generate",
+    "load_pretrained",
+    "minilm",
+    "models",
+    "pretraining",
+    "save_pretrained",
+    "smollm2",
+    "transformer",
+    "verify",
+]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _MODELS:
+        return getattr(importlib.import_module(f"{__name__}.models"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -30,7 +30,7 @@ from companion.core import (
 )
 from companion.core._storage import write_atomically
 from companion.foundations.optimization import warmup_cosine
-from companion.models import save_llama
+from companion.models import TextDecoder, save_pretrained
 from companion.pretraining.autoregressive import PackedTokens, llama_config, next_token_loss
 from companion.transformer.block import (
     Decoder,
@@ -312,9 +312,11 @@ def _finish(
     """Write the model, the curves, and something that the model writes."""
     from tokenizers import Tokenizer
 
-    end = str(Tokenizer.from_str(tokenizer).id_to_token(corpus.end))
-    plain = replace(config, dropout=0.0)
-    save_llama(out, weights, plain, tokenizer=tokenizer, end=(corpus.end, end))
+    with torch.device("meta"):
+        model = Decoder(replace(config, dropout=0.0))
+    model.load_state_dict(weights, assign=True)
+    words = Tokenizer.from_str(tokenizer)
+    save_pretrained(TextDecoder(model, words, start=corpus.end, stop=(corpus.end,)), out)
     told = {
         "settings": settings,
         "parameters": parameter_count(config, kind="decoder"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from companion.core import generator
 from companion.foundations.language_models import NGramModel
-from companion.models import load_bert
+from companion.models import load_pretrained
 from companion.pretraining.masked import (
     BertForPreTraining,
     FillIn,
@@ -63,7 +63,7 @@ def test_scores_are_those_of_a_loop_over_blanks_with_transformers(tmp_path: Any)
     )
     theirs = spread(transformers.BertForMaskedLM(config)).eval()
     theirs.save_pretrained(tmp_path)
-    ours = load_bert(tmp_path, dtype=torch.float64)
+    ours = load_pretrained(tmp_path, heads=True, dtype=torch.float64).heads
     ids = texts(3, 7)
     real = torch.ones(3, 7, dtype=torch.bool)
     real[1, 5:] = False
