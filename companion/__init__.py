@@ -5,8 +5,8 @@ that derives it. A chapter, its module and its tests have the same path: the cha
 ``book/foundations/embeddings`` uses ``companion.foundations.embeddings``, which
 ``tests/foundations/test_embeddings.py`` tests.
 
-Sub-packages load on first use, so ``import companion`` costs little more than ``import torch``. So do
-the trained models and what is done with them, which are here as well as in
+Sub-packages load on first use, so ``import companion`` costs little more than ``import torch``. So
+do the trained models and what is done with them, which are here as well as in
 :mod:`companion.models`.
 
 Example:

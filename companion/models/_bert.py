@@ -75,9 +75,10 @@ def _describe(config: TransformerConfig) -> dict[str, Any]:
             "key_value_heads": [config.heads],
             "head_width": [config.dim // config.heads],
             "attention_scale": [None],
-            "segments": range(1, 2**31),
         },
     )
+    if not config.segments:
+        raise ValueError("this model is no BERT: segments must be 1 or more there, and is 0")
     return {
         "architectures": ["BertModel"],
         "model_type": "bert",

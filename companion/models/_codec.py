@@ -1,6 +1,6 @@
 """What a family of checkpoints is: one table of names that is read in both directions."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -318,12 +318,12 @@ def _make_buffers(model: nn.Module, device: str | torch.device) -> None:
             module.edges = fresh.edges
 
 
-def require(name: str, config: TransformerConfig, wanted: Mapping[str, Iterable[Any]]) -> None:
+def require(name: str, config: TransformerConfig, wanted: Mapping[str, Collection[Any]]) -> None:
     """Refuse a description in which a setting has none of the values that a family can say."""
     for setting, values in wanted.items():
-        have, known = getattr(config, setting), list(values)
-        if have not in known:
-            said = " or ".join(repr(value) for value in known)
+        have = getattr(config, setting)
+        if have not in values:
+            said = " or ".join(repr(value) for value in values)
             raise ValueError(
                 f"this model is no {name}: {setting} must be {said} there, and is {have!r}"
             )

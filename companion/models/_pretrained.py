@@ -168,8 +168,8 @@ def save_pretrained(
 
     Numerics:
         Weights keep their type. Each file is there whole or not at all, and ``config.json``,
-        without which a folder is no model, comes last. A process that reads while another one saves over
-        the same folder may see files of both.
+        without which a folder is no model, comes last. A process that reads while another one
+        saves over the same folder may see files of both.
 
     Book: :doc:`/book/transformer/block`
 
@@ -339,7 +339,8 @@ def _family(model: object) -> Codec:
         return LLAMA if isinstance(model.config.positions, Rope) else GPT2
     raise ValueError(
         f"a {type(model).__name__} belongs to no family of checkpoints: give an Encoder, a "
-        "Decoder, an EncoderDecoder, a BertForPreTraining, a TwoStream, or a text model with one of them"
+        "Decoder, an EncoderDecoder, a BertForPreTraining, a TwoStream, or a text model with "
+        "one of them"
     )
 
 
