@@ -268,7 +268,8 @@ class _Reader:
             kept = None
             if seen is not None:
                 kept = seen[:, self.first : begin + size]
-                if self.before or kept.shape[1] != self.cache.length + size:
+                lost = kept.shape[1] > self.cache.capacity
+                if self.before or lost or kept.shape[1] != self.cache.length + size:
                     raise ValueError(
                         "prompts with padding need a cache of their own that holds all of them: "
                         "leave cache out, or give prompts of one length"

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from companion.models import generate
-from companion.transformer.block import Decoder, TransformerConfig
+from companion.models import History, Pick, generate, greedy
+from companion.transformer.block import Decoder, EncoderDecoder, TransformerConfig
+from companion.transformer.cost import StreamingCache
 
 CONFIG = TransformerConfig(
     vocab=23, dim=12, layers=3, heads=6, kv_heads=2, ff_dim=31, context=29, norm="rms", tied=False
@@ -100,3 +101,155 @@ def test_prompts_that_cannot_be_continued_are_refused(model: Decoder) -> None:
         generate(model, ids + 22, tokens=2)
     with pytest.raises(ValueError, match=r"stop must lie in \[0, 23\), got 99"):
         generate(model, ids, tokens=2, stop=[99])
+
+
+# --- picks, caches, streams -----------------------------------------------------------------------
+
+
+def test_a_pick_sees_the_text_so_far_and_may_use_it(model: Decoder, g: torch.Generator) -> None:
+    ids = torch.randint(0, 23, (3, 5), generator=g)
+    seen: list[list[list[int]]] = []
+
+    def never_twice(logits: Tensor, history: History) -> Tensor:
+        """Forbid what stands in the text: a penalty of repetition without end."""
+        assert history.prompt == 5
+        assert history.real is None
+        seen.append(history.written.tolist())
+        return greedy(logits.scatter(1, history.ids, -torch.inf))
+
+    pick: Pick = never_twice
+    written = generate(model, ids, tokens=11, pick=pick)
+    for row in torch.cat([ids[:, :0], written], 1).tolist():
+        assert len(set(row)) == 11
+    assert not bool((written[:, :, None] == ids[:, None]).any())
+    assert seen == [written[:, :k].tolist() for k in range(11)]
+
+
+def test_columns_are_streamed_as_they_are_written(model: Decoder, g: torch.Generator) -> None:
+    ids = torch.randint(0, 23, (2, 5), generator=g)
+    free = generate(model, ids, tokens=7)
+    columns: list[Tensor] = []
+    stop = [int(free[0, 2])]
+    written = generate(model, ids, tokens=7, stop=stop, stream=columns.append)
+    assert torch.equal(torch.stack(columns, 1), written)
+
+
+def test_a_given_cache_is_filled_and_goes_on_where_it_was(
+    model: Decoder, g: torch.Generator
+) -> None:
+    ids = torch.randint(0, 23, (2, 5), generator=g)
+    expected = generate(model, ids, tokens=9)
+    cache = model.cache(2, 13)
+    first = generate(model, ids, tokens=4, cache=cache)
+    assert cache.length == 8  # the last token was not read
+    more = generate(model, first[:, -1:], tokens=5, cache=cache)
+    assert torch.equal(torch.cat([first, more], 1), expected)
+    with pytest.raises(ValueError, match="at most 13 positions"):
+        generate(model, more[:, -1:], tokens=3, cache=cache)
+
+
+def test_a_streaming_cache_writes_without_end(model: Decoder, g: torch.Generator) -> None:
+    ids = torch.randint(0, 23, (2, 11), generator=g)
+    sinks, window = 2, 5
+    cache = StreamingCache.for_model(model, 2, sinks=sinks, window=window)
+    written = generate(model, ids, tokens=41, cache=cache)
+    # The same by hand, one token a step: what fits at first, then one at a time.
+    other = StreamingCache.for_model(model, 2, sinks=sinks, window=window)
+    text = torch.cat([ids, written], 1)
+    logits = model(ids[:, : sinks + window], cache=other, last=1)
+    for place in range(sinks + window, 52):
+        if place >= 11:
+            assert text[:, place].tolist() == logits[:, -1].argmax(-1).tolist(), place
+        logits = model(text[:, place : place + 1], cache=other, last=1)
+    real = torch.ones_like(ids, dtype=torch.bool)
+    real[0, 0] = False
+    cache.reset()
+    with pytest.raises(ValueError, match="a cache of their own"):
+        generate(model, ids, tokens=41, cache=cache, real=real)
+
+
+def test_beam_search_is_a_pick(model: Decoder, g: torch.Generator) -> None:
+    # With as many beams as there are texts of two tokens the search is exhaustive.
+    beams, steps = 23 * 23, 3
+    ids = torch.randint(0, 23, (1, 5), generator=g)
+
+    class Beams:
+        """Rows are the beams of one text, the best first."""
+
+        scores = torch.full((beams,), -torch.inf, dtype=torch.float64)
+
+        def __init__(self) -> None:
+            self.scores[0] = 0.0  # all rows are alike at first: only one of them may go on
+
+        def __call__(self, logits: Tensor, history: History) -> tuple[Tensor, Tensor]:
+            total = (self.scores[:, None] + logits.log_softmax(-1)).flatten()
+            best = total.topk(beams)
+            self.scores = best.values
+            return best.indices % 23, best.indices // 23
+
+    pick = Beams()
+    found = generate(model, ids.expand(beams, -1), tokens=steps, pick=pick)
+    every = torch.cartesian_prod(*[torch.arange(23)] * steps)
+    with torch.no_grad():
+        score = torch.zeros(len(every), dtype=torch.float64)
+        for part in torch.arange(len(every)).split(1000):
+            text = torch.cat([ids.expand(len(part), -1), every[part]], 1)
+            logs = model(text)[:, 4:-1].log_softmax(-1)
+            score[part] = logs.gather(2, every[part][..., None])[..., 0].sum(1)
+    assert found[0].tolist() == every[score.argmax()].tolist()
+    torch.testing.assert_close(pick.scores[0], score.max())
+
+
+def test_an_encoder_decoder_writes_as_if_it_read_all_again(g: torch.Generator) -> None:
+    torch.manual_seed(3)
+    made = EncoderDecoder(CONFIG).double()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=1.0)
+    source = torch.randint(0, 23, (3, 7), generator=g)
+    real = torch.ones(3, 7, dtype=torch.bool)
+    real[1, 4:] = False
+    begin = torch.tensor([[2], [2], [2]])
+    written = generate(made, begin, tokens=11, source=source, source_real=real)
+    text = begin
+    for _ in range(11):
+        logits = made(source, text, source_real=real)[:, -1]
+        text = torch.cat([text, logits.argmax(-1, keepdim=True)], 1)
+    assert torch.equal(written, text[:, 1:])
+    assert len(set(written.flatten().tolist())) > 3
+    pair = made.cache(3, 12, source=7)
+    again = generate(made, begin, tokens=11, source=source, source_real=real, cache=pair)
+    assert torch.equal(again, written)
+
+    def swap(logits: Tensor, history: History) -> tuple[Tensor, Tensor]:
+        rows = torch.tensor([2, 1, 0])
+        return logits.argmax(-1)[rows], rows
+
+    # Rows that change places take their source along: after an even number all is as it was.
+    swapped = generate(made, begin, tokens=10, source=source, source_real=real, pick=swap)
+    assert torch.equal(swapped, written[:, :10])
+    for wrong, said in (
+        ({"source": None}, "needs a source to read"),
+        ({"source": source, "tokens": 29}, "exceeds the model's context of 29"),
+        ({"source": source, "cache": pair[0]}, "a pair of caches"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            generate(made, begin, **{"tokens": 3, **wrong})
+
+
+def test_what_a_loop_cannot_use_is_refused(model: Decoder) -> None:
+    ids = torch.ones(2, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="a decoder reads no source"):
+        generate(model, ids, tokens=2, source=ids)
+    with pytest.raises(ValueError, match="a decoder takes one cache"):
+        generate(model, ids, tokens=2, cache=(model.cache(2, 5), model.cache(2, 5)))
+    with pytest.raises(ValueError, match="what a pick returns"):
+        generate(model, ids, tokens=2, pick=lambda logits, history: logits.argmax(-1)[:1])
+    with pytest.raises(ValueError, match="a pick must return ids"):
+        generate(model, ids, tokens=2, pick=lambda logits, history: logits[:, 0])
+
+
+def test_writing_runs_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        made = Decoder(CONFIG)
+        ids = torch.zeros(2, 3, dtype=torch.long)
+    assert generate(made, ids, tokens=5).shape == (2, 5)

@@ -494,9 +494,7 @@ def test_a_form_that_the_family_does_not_have_is_named(
 def test_parts_that_the_family_does_not_have_are_named(tmp_path: Path) -> None:
     model = built("llama")
     model.blocks[0].attention.extra = nn.Linear(3, 5)
-    with pytest.raises(
-        ValueError, match=r"2 tensors .* have no place in a Llama.*extra"
-    ):
+    with pytest.raises(ValueError, match=r"2 tensors .* have no place in a Llama.*extra"):
         save_pretrained(model, tmp_path)
     model = built("llama")
     model.head.weight = nn.Parameter(model.head.weight + 1)
