@@ -78,7 +78,7 @@ class Entry:
             parts: Sequence[Tensor] = [parameter]
         else:
             rows = [prod(p.shape[1:]) if self.turned else p.shape[0] for p in self.pieces]
-            parts = parameter.split(rows)
+            parts = torch.split(parameter, rows)
         return [
             (part.T if self.turned else part).reshape(piece.shape)
             for part, piece in zip(parts, self.pieces, strict=True)

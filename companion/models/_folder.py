@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], *, shard_bytes: i
     if count == 1:
         names = ["model.safetensors"]
     for name, shard in zip(names, shards, strict=True):
-        write_atomically(folder / name, lambda path, shard=shard: _save(shard, path))
+        write_atomically(folder / name, partial(_save, shard))
     if count > 1:
         places = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -190,7 +190,7 @@ def save_pretrained(
     elif isinstance(model, TextDecoder | TextEncoderDecoder | TextTwoStream):
         inner = model.model
     codec = _family(inner)
-    config: TransformerConfig = inner.config  # type: ignore[union-attr, assignment]
+    config: TransformerConfig = inner.config  # type: ignore[union-attr]
     described = codec.describe(config)
     tensors = codec.tensors(config, inner)  # type: ignore[arg-type]
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
