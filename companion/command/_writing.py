@@ -6,8 +6,7 @@ import torch
 
 from companion.command._options import count
 from companion.core import generator
-from companion.models import generate, load_pretrained, sample
-from companion.transformer.block import Decoder
+from companion.models import TextDecoder, generate, load_pretrained, sample
 
 __all__ = ["continue_prompt"]
 
@@ -40,8 +39,10 @@ def continue_prompt(
     """
     count("tokens", tokens)
     loaded = load_pretrained(directory, device=device)
-    if not isinstance(loaded.model, Decoder):
-        raise ValueError(f"{directory} holds an encoder: only a decoder writes")
+    if not isinstance(loaded, TextDecoder):
+        raise ValueError(f"{directory} holds no decoder: only a decoder continues a text")
+    if loaded.tokenizer is None:
+        raise FileNotFoundError(f"{directory} holds no tokenizer.json")
     row = loaded.tokenizer.encode(prompt).ids
     stop = loaded.stop
     if not row:

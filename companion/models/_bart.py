@@ -97,7 +97,7 @@ def _describe(config: TransformerConfig) -> dict[str, Any]:
         "scale_embedding": False,
         "tie_word_embeddings": True,
         "dropout": config.dropout,
-        "attention_dropout": 0.0,
+        "attention_dropout": config.attention_dropout,
         "activation_dropout": 0.0,
     }
 

@@ -92,7 +92,7 @@ def _describe(config: TransformerConfig) -> dict[str, Any]:
         "layer_norm_eps": config.norm_eps,
         "hidden_act": their_name(config.activation),
         "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": config.attention_dropout,
     }
 
 

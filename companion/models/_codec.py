@@ -206,6 +206,15 @@ class Codec:
 
     def tensors(self, config: TransformerConfig, model: nn.Module) -> dict[str, Tensor]:
         """Return a model's parameters by the names of the family, each tied one once."""
+        with torch.device("meta"), _NoInitialization():
+            plain = {name: type(module) for name, module in self.build(config).named_modules()}
+        for name, module in model.named_modules():
+            if name and type(module) is not plain.get(name):
+                usual = plain[name].__name__ if name in plain else "nothing"
+                raise ValueError(
+                    f"a {self.name} has {usual} at {name!r}, this model a {type(module).__name__}: "
+                    "merge or remove what was added to the layers first"
+                )
         left = dict(model.state_dict())
         made: dict[str, Tensor] = {}
         for entry in self.entries(config):

@@ -80,7 +80,7 @@ def _describe(config: TransformerConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tied,
         "embd_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
-        "attn_pdrop": 0.0,
+        "attn_pdrop": config.attention_dropout,
     }
 
 

@@ -162,6 +162,7 @@ def _describe(config: TransformerConfig) -> dict[str, Any]:
         "rope_theta": places.base,
         "rope_parameters": told,
         "attention_bias": config.attention_bias,
+        "attention_dropout": config.attention_dropout,
         "mlp_bias": config.ff_bias,
         "tie_word_embeddings": config.tied,
     }

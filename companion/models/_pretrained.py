@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from companion import data
 from companion.core._storage import write_atomically
@@ -144,7 +145,7 @@ def load_pretrained(
 
 
 def save_pretrained(
-    model: TextModel | Encoder | Decoder | EncoderDecoder | TwoStream | BertForPreTraining,
+    model: TextModel | nn.Module,
     directory: str | Path,
     *,
     shard_bytes: int = 5 * 10**9,
@@ -184,22 +185,22 @@ def save_pretrained(
         ...     load_pretrained(folder).model.config == llama
         True
     """
-    text, inner = model, model
-    if isinstance(model, TextEncoder):
-        inner = model.model if model.heads is None else model.heads
-    elif isinstance(model, TextDecoder | TextEncoderDecoder | TextTwoStream):
+    inner: Any = model
+    if isinstance(model, TextEncoder) and model.heads is not None:
+        inner = model.heads
+    elif isinstance(model, TextModel):
         inner = model.model
     codec = _family(inner)
-    config: TransformerConfig = inner.config  # type: ignore[union-attr]
+    config: TransformerConfig = inner.config
     described = codec.describe(config)
-    tensors = codec.tensors(config, inner)  # type: ignore[arg-type]
+    tensors = codec.tensors(config, inner)
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     described["dtype"] = described["torch_dtype"] = dtype
-    described |= _tokens(text)
+    described |= _tokens(model)
 
     folder = Path(directory).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    _write_words(folder, text, config.context)
+    _write_words(folder, model, config.context)
     write_tensors(folder, tensors, shard_bytes=shard_bytes)
     # Last: a folder without it is no model.
     write_json(folder / "config.json", described)

@@ -64,6 +64,7 @@ def _describe(config: TransformerConfig) -> dict[str, Any]:
             "head_width": [config.dim // config.heads],
             "attention_scale": [None],
             "segments": [2],
+            "tied": [True],
         },
     )
     return {

@@ -280,7 +280,8 @@ def test_version_and_licenses_agree_everywhere() -> None:
     assert citation["license"] == "MIT"
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(rf"^## \[{re.escape(companion.__version__)}\] - \d{{4}}-", changelog, re.M)
+    title = rf"^## \[{re.escape(companion.__version__)}\] - (\d{{4}}-|unreleased$)"
+    assert re.search(title, changelog, re.M)
     assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
     prose = (ROOT / "LICENSE-prose").read_text(encoding="utf-8")
     assert "Creative Commons Attribution 4.0 International Public License" in prose

@@ -39,6 +39,7 @@ from companion.transformer.block import (
     T5Buckets,
     TransformerConfig,
 )
+from companion.transformer.multi_head import MultiHeadAttention
 from companion.transformer.positions import (
     DynamicNTKScaling,
     LinearScaling,
@@ -494,8 +495,22 @@ def test_a_form_that_the_family_does_not_have_is_named(
 def test_parts_that_the_family_does_not_have_are_named(tmp_path: Path) -> None:
     model = built("llama")
     model.blocks[0].attention.extra = nn.Linear(3, 5)
-    with pytest.raises(ValueError, match=r"2 tensors .* have no place in a Llama.*extra"):
+    with pytest.raises(ValueError, match=r"a Llama has nothing at .*extra', this model a Linear"):
         save_pretrained(model, tmp_path)
+    model = built("llama")
+    model.blocks[0].extra = nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match=r"1 tensors .* have no place in a Llama.*extra"):
+        save_pretrained(model, tmp_path)
+
+    class Reversed(MultiHeadAttention):
+        """The same parameters, another computation."""
+
+    def factory(config: TransformerConfig, layer: int) -> nn.Module:
+        return Reversed(24, 6, kv_heads=2, head_dim=10, bias=False)
+
+    other = Decoder(LLAMA, attention=factory)
+    with pytest.raises(ValueError, match=r"MultiHeadAttention at .*, this model a Reversed"):
+        save_pretrained(other, tmp_path)
     model = built("llama")
     model.head.weight = nn.Parameter(model.head.weight + 1)
     with pytest.raises(ValueError, match=r"a Llama ties 'head.weight' to 'tokens.weight'"):
