@@ -182,8 +182,8 @@ def save_pretrained(
         ...     activation="swiglu", attention_bias=False, ff_bias=False)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_pretrained(Decoder(llama), folder)
-        ...     load_pretrained(folder).model.config == llama
-        True
+        ...     load_pretrained(folder).model.config.activation
+        'swiglu'
     """
     inner: Any = model
     if isinstance(model, TextEncoder) and model.heads is not None:

@@ -65,6 +65,10 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("TextDecoder.continue_texts", "prompts"): [lambda f: f(bare("TextDecoder"), "the cat")],
     ("TextEncoder.embed", "sentences"): [lambda f: f(bare("TextEncoder"), "the cat")],
     ("TextEncoder.tokenize", "sentences"): [lambda f: f(bare("TextEncoder"), "the cat")],
+    ("TextEncoderDecoder.write_texts", "sources"): [
+        lambda f: f(bare("TextEncoderDecoder"), "the cat")
+    ],
+    ("TextTwoStream.tokenize", "texts"): [lambda f: f(bare("TextTwoStream"), "the cat")],
     ("WordVectors.matrix", "words"): [
         lambda f: f(WordVectors(["a", "b"], numbers(2, 3, dtype=torch.float32)), "ab")
     ],
