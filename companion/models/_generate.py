@@ -119,7 +119,7 @@ def sample(*, generator: torch.Generator, temperature: float = 1.0) -> Pick:
     """
     check_in_range("temperature", temperature, low=0.0, open_high=True)
 
-    def pick(logits: Tensor, history: History, /) -> Tensor:
+    def pick(logits: Tensor, history: History | None, /) -> Tensor:
         return draw(logits, generator=generator, temperature=temperature)
 
     return pick
