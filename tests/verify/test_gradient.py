@@ -291,7 +291,7 @@ def test_a_domain_is_respected_and_can_be_named(g):
     seen = []
 
     def watched(s):
-        seen.append(float(s))
+        seen.append(float(s.detach()))
         return torch.log(s)
 
     gradient("eq:log", watched, lambda s: 1 / s, domain={"s": (3.0, 4.0)}, **call)
