@@ -322,7 +322,7 @@ def expectation(
         )
     samples = samples.reshape(n, -1)
     mean, deviation = samples.mean(0), samples.std(0)
-    error = deviation / n**0.5
+    error: Tensor = deviation / n**0.5
     # The spread of a constant is rounding.
     constant = ~(deviation > 1e-12 * mean.abs())
     if not bool(torch.isfinite(mean).all()) or bool(constant.any()):
