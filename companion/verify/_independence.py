@@ -4,7 +4,7 @@ import functools
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Watched:
     def __init__(self, function: Callable[..., Any], inputs: Mapping[str, Any]) -> None:
         self.function = function
         self.made_by: dict[types.CodeType, str] = {}
-        given = {code for value in inputs.values() if (code := _code(value)) is not None}
+        given = {code for value in inputs.values() for code in _codes(value)}
         own = _code(function)
         muted: list[types.FrameType] = []
 
@@ -90,6 +90,15 @@ def require_independent(label: str, claim: Watched, who: str, other: Watched) ->
 def same_program(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     """Tell whether two functions do the same by the same operations."""
     return one is other or bool(_program(one) == _program(other))
+
+
+def _codes(value: Any) -> Iterator[types.CodeType]:
+    """The code of a function, or of a model and of the modules inside of it."""
+    inside = value.modules() if isinstance(value, torch.nn.Module) else [value]
+    for one in inside:
+        code = _code(one)
+        if code is not None:
+            yield code
 
 
 def _code(value: Any) -> types.CodeType | None:

@@ -86,13 +86,12 @@ def streaming_logits(
         apply = partial(rotate, interleaved=model.rotary.interleaved, head_axis=2)
         near = model.rotary(places, dtype=x.dtype)
         far = model.rotary(places.clamp(max=sinks + window - 1), dtype=x.dtype)
-        heads = model.config.heads + model.config.key_value_heads
-        # Which half of a key is kept: (n, heads, 1). Queries keep both.
-        key = (torch.arange(heads, device=ids.device) >= model.config.heads)[:, None]
         sink = (places < sinks)[:, None, None]
 
         def rotation(qk: Tensor) -> Tensor:
             first, second = apply(qk, near), apply(qk, far)
+            # Which half of a key is kept: (n, heads, 1). Queries, which come first, keep both.
+            key = (torch.arange(qk.shape[2], device=qk.device) >= model.config.heads)[:, None]
             return torch.cat(
                 [first.masked_fill(key & sink, 0), second.masked_fill(key & ~sink, 0)], -1
             )
