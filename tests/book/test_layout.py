@@ -213,6 +213,8 @@ def public(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
     yield "module", tree
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if any(ast.unparse(decorator) == "overload" for decorator in node.decorator_list):
+                continue  # the function itself, which follows, says what it does
             yield node.name, node
             for inner in node.body if isinstance(node, ast.ClassDef) else ():
                 if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):

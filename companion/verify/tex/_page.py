@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from companion.core import check_several
 from companion.verify._inputs import check_generic, check_unchanged, snapshot
 from companion.verify._record import Verification, VerificationError, check_label, emit
 from companion.verify.tex import _arithmetic as arithmetic
@@ -107,6 +108,7 @@ def page(
         TexError: If the formula cannot be read. A caret shows where.
         VerificationError: If it is wrong, a name lacks a reading, or a wrong version survives.
     """
+    check_several("given", given)
     return check(
         label,
         tex_of(label),
