@@ -21,6 +21,7 @@ from companion.core.parallel import (
     parallelize,
     processes,
 )
+from companion.core.precision import wide, wide_dtype
 from companion.core.random import generator, rand, randint, randn
 from companion.core.sites import HasSites, Seen, site_names, watch
 from companion.core.training import TrainingLog, train
@@ -76,4 +77,6 @@ __all__ = [
     "site_names",
     "train",
     "watch",
+    "wide",
+    "wide_dtype",
 ]

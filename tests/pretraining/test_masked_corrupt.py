@@ -12,8 +12,8 @@ from jaxtyping import config as jaxtyping_config
 from torch import Tensor
 
 from companion.core import generator
+from companion.foundations.cross_entropy import IGNORE
 from companion.pretraining.masked import (
-    IGNORE,
     Corrupted,
     corrupt,
     span_corrupt,

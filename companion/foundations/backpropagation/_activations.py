@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_floating, check_same_shape
+from companion.core import check_floating, check_same_shape, wide
 
 __all__ = [
     "ACTIVATIONS",
@@ -42,11 +42,6 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "tanh": torch.tanh,
     }
 )
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or in float64 where it is that already."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _checked(name: str, saved: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:

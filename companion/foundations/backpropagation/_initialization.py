@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_in_range, randn
+from companion.core import check_in_range, randn, wide_dtype
 
 __all__ = ["RULES", "Rule", "init_weights", "orthogonal", "weight_variance"]
 
@@ -120,7 +120,7 @@ def orthogonal(
     weight_variance("orthogonal", d_in, d_out, gain=gain)
     dtype = dtype or torch.get_default_dtype()
     tall, narrow = max(d_in, d_out), min(d_in, d_out)
-    working = torch.promote_types(dtype, torch.float32)
+    working = wide_dtype(dtype)
     q, r = torch.linalg.qr(randn(tall, narrow, generator=generator, dtype=working))
     diagonal = r.diagonal()
     q = q * torch.where(diagonal < 0, -torch.ones_like(diagonal), torch.ones_like(diagonal))

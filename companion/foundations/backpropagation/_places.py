@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from companion.core import check_ids, check_same_shape, check_shape
-from companion.foundations.backpropagation._activations import wide
+from companion.core import check_ids, check_same_shape, check_shape, wide
 
 __all__ = [
     "Dims",

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_same_shape, randn
+from companion.core import check_same_shape, randn, wide_dtype
 from companion.foundations.backpropagation._reverse import backward
 from companion.foundations.backpropagation._tape import Node
 
@@ -157,5 +157,5 @@ def signal_stats(
 
 
 def _mean_squares(tensors: list[Tensor]) -> Tensor:
-    working = torch.promote_types(tensors[0].dtype, torch.float32)
+    working = wide_dtype(tensors[0].dtype)
     return torch.stack([tensor.to(working).square().mean() for tensor in tensors])

@@ -24,6 +24,7 @@ from companion.foundations.cross_entropy._chunked import (
     linear_cross_entropy,
 )
 from companion.foundations.cross_entropy._loss import (
+    IGNORE,
     cross_entropy,
     cross_entropy_backward,
     z_loss,
@@ -38,6 +39,7 @@ from companion.foundations.cross_entropy._softmax import (
 )
 
 __all__ = [
+    "IGNORE",
     "CalibrationBins",
     "calibration_bins",
     "chunked_cross_entropy",

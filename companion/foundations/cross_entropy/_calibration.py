@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from companion.core import check_finite, check_floating, check_same_shape
+from companion.core import check_finite, check_floating, check_same_shape, wide
 from companion.foundations.cross_entropy._loss import check_targets
-from companion.foundations.cross_entropy._softmax import softmax, wide
+from companion.foundations.cross_entropy._softmax import softmax
 
 __all__ = [
     "CalibrationBins",

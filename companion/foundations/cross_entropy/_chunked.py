@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from companion.core import check_floating, check_in_range, check_shape
+from companion.core import check_floating, check_in_range, check_shape, wide, wide_dtype
 from companion.foundations.cross_entropy._loss import (
+    IGNORE,
     check_reduction,
     check_targets,
     cross_entropy,
 )
-from companion.foundations.cross_entropy._softmax import logsumexp, wide
+from companion.foundations.cross_entropy._softmax import logsumexp
 
 __all__ = ["chunked_cross_entropy", "linear_cross_entropy"]
 
@@ -31,7 +32,7 @@ def linear_cross_entropy(
     *,
     label_smoothing: float = 0.0,
     z_weight: float = 0.0,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Float[Tensor, ""]:
     r"""Return the loss of an output head: the plain definition.
@@ -91,7 +92,7 @@ def chunked_cross_entropy(
     chunk_size: int | None = None,
     label_smoothing: float = 0.0,
     z_weight: float = 0.0,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Float[Tensor, ""]:
     r"""Return the loss of an output head without ever holding all its logits.
@@ -224,7 +225,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ignore_index: int,
         reduction: str,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-        high = torch.promote_types(hidden.dtype, torch.float32)
+        high = wide_dtype(hidden.dtype)
         lowest = math.log(torch.finfo(high).tiny)
         vocab = weight.shape[1]
         counts = targets != ignore_index

@@ -6,12 +6,15 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from companion.core import can_read, check_floating, check_ids, check_in_range
-from companion.foundations.cross_entropy._softmax import logsumexp, softmax, wide
+from companion.core import can_read, check_floating, check_ids, check_in_range, wide
+from companion.foundations.cross_entropy._softmax import logsumexp, softmax
 
-__all__ = ["cross_entropy", "cross_entropy_backward", "z_loss"]
+__all__ = ["IGNORE", "cross_entropy", "cross_entropy_backward", "z_loss"]
 
 Reduction = Literal["mean", "sum", "none"]
+
+#: The target of a row that does not count, as in PyTorch.
+IGNORE = -100
 
 
 def check_targets(
@@ -76,7 +79,7 @@ def cross_entropy(
     targets: Integer[Tensor, "*batch"] | Float[Tensor, "*batch classes"],
     *,
     label_smoothing: float = 0.0,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "..."]:
     r"""Return the cross-entropy between targets and the softmax of logits, in nats.
@@ -154,7 +157,7 @@ def cross_entropy_backward(
     targets: Integer[Tensor, "*batch"] | Float[Tensor, "*batch classes"],
     *,
     label_smoothing: float = 0.0,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*batch classes"]:
     r"""Return the gradient of :func:`cross_entropy` with respect to the logits, by hand.

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_floating, check_in_range, check_same_shape
+from companion.core import check_floating, check_in_range, check_same_shape, wide
 
 __all__ = [
     "entropy",
@@ -14,11 +14,6 @@ __all__ = [
     "softmax_jacobian",
     "softmax_vjp",
 ]
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or in float64 where it is that already."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _shift(logits: Tensor, dim: int) -> Tensor:

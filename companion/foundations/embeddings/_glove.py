@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_count, check_in_range, check_same_shape, resolve_device
+from companion.core import check_count, check_in_range, check_same_shape, resolve_device, wide_dtype
 from companion.foundations.embeddings._corpus import Vocabulary
 from companion.foundations.embeddings._model import Embeddings
 
@@ -103,7 +103,7 @@ def _glove_residual(
     check_same_shape("words", words, "contexts", contexts)
     check_same_shape("word_biases", word_biases, "counts", counts)
     check_same_shape("context_biases", context_biases, "counts", counts)
-    wide = torch.promote_types(words.dtype, torch.float32)
+    wide = wide_dtype(words.dtype)
     words, contexts, counts = words.to(wide), contexts.to(wide), counts.to(wide)
     logs = torch.where(counts > 0, counts, torch.ones_like(counts)).log()
     return (words * contexts).sum(-1) + word_biases + context_biases - logs

@@ -3,10 +3,11 @@ r"""Hierarchical softmax: a word is a path down a binary tree."""
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from companion.core import wide_dtype
 
 __all__ = ["hierarchical_softmax_loss", "huffman_codes"]
 
@@ -87,7 +88,7 @@ def hierarchical_softmax_loss(
     Book:
         :doc:`/book/foundations/embeddings`
     """
-    wide = torch.promote_types(vectors.dtype, torch.float32)
+    wide = wide_dtype(vectors.dtype)
     vectors, nodes = vectors.to(wide), nodes.to(wide)
     sign = branches.to(wide)
     scores = (nodes @ vectors.unsqueeze(-1)).squeeze(-1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from companion.core import check_ids, check_same_shape
+from companion.core import check_ids, check_same_shape, wide
 
 __all__ = [
     "cbow_gradients",
@@ -22,11 +22,6 @@ __all__ = [
     "skipgram_gradients",
     "skipgram_loss",
 ]
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in float32 or better: scores of float16 vectors may pass 65,504."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def embed(
@@ -140,7 +135,7 @@ def skipgram_loss(
         tensor(1.3863)
     """
     check_ids("targets", targets, table.shape[0])
-    scores = _wide(centers) @ _wide(table).mT
+    scores = wide(centers) @ wide(table).mT
     chosen = scores.gather(1, targets.unsqueeze(1)).squeeze(1)
     return (scores.logsumexp(1) - chosen).mean()
 
@@ -216,7 +211,7 @@ def sgns_loss(
         tensor(2.7726)
     """
     check_same_shape("centers", centers, "contexts", contexts)
-    centers, contexts, negatives = _wide(centers), _wide(contexts), _wide(negatives)
+    centers, contexts, negatives = wide(centers), wide(contexts), wide(negatives)
     positive = (centers * contexts).sum(-1)
     negative = (negatives @ centers.unsqueeze(-1)).squeeze(-1)
     return -(F.logsigmoid(positive) + F.logsigmoid(-negative).sum(-1)).mean()

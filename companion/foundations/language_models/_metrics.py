@@ -2,11 +2,10 @@ r"""How good a language model is: perplexity and bits per byte."""
 
 import math
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_count, check_floating
+from companion.core import check_count, check_floating, wide
 
 __all__ = ["bits_per_byte", "perplexity"]
 
@@ -15,7 +14,7 @@ def _checked(log_probs: Tensor) -> Tensor:
     check_floating("log_probs", log_probs)
     if log_probs.numel() == 0:
         raise ValueError("log_probs must hold at least one token, got none")
-    return log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
+    return wide(log_probs)
 
 
 def perplexity(log_probs: Float[Tensor, "*tokens"]) -> Float[Tensor, ""]:
@@ -39,6 +38,7 @@ def perplexity(log_probs: Float[Tensor, "*tokens"]) -> Float[Tensor, ""]:
     Book: :doc:`/book/foundations/language_models`
 
     Example:
+        >>> import torch
         >>> perplexity(torch.tensor([0.5, 0.125]).log())
         tensor(4.)
     """
@@ -69,6 +69,7 @@ def bits_per_byte(log_probs: Float[Tensor, "*tokens"], *, size: int) -> Float[Te
     Book: :doc:`/book/foundations/language_models`
 
     Example:
+        >>> import torch
         >>> bits_per_byte(torch.tensor([0.5, 0.125]).log(), size=8)
         tensor(0.5000)
     """

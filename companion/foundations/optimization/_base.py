@@ -7,14 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT, StateDict
 
-from companion.core import check_in_range
+from companion.core import check_in_range, wide_dtype
 
-__all__ = ["UpdateRule", "check_betas", "check_decay_rate", "check_nonnegative", "wide_dtype"]
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return float32, or float64 where the dtype is that already."""
-    return torch.promote_types(dtype, torch.float32)
+__all__ = ["UpdateRule", "check_betas", "check_decay_rate", "check_nonnegative"]
 
 
 def check_nonnegative(name: str, value: float) -> None:

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_in_range
-from companion.foundations.optimization._base import wide_dtype
+from companion.core import check_in_range, wide_dtype
 
 __all__ = ["clip_by_global_norm", "clip_grad_norm_", "global_norm"]
 

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import randn
-from companion.foundations.optimization._base import wide_dtype
+from companion.core import randn, wide_dtype
 
 __all__ = ["TopEigenvalues", "hessian_topk", "hessian_vector_product"]
 

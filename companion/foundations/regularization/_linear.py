@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_floating, check_in_range, check_shape
+from companion.core import check_floating, check_in_range, check_shape, wide_dtype
 
 __all__ = [
     "dropout_penalty",
@@ -240,7 +240,7 @@ def dropout_penalty(
     check_shape("X", X, (None, None))
     check_shape("w", w, (X.shape[1],))
     check_in_range("p", p, low=0.0, high=1.0, open_high=True)
-    wide = torch.promote_types(X.dtype, torch.float32)
+    wide = wide_dtype(X.dtype)
     spread = X.to(wide) ** 2 @ w.to(wide) ** 2
     if curvature is not None:
         check_shape("curvature", curvature, (len(X),))

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from companion.core import can_read, check_count, check_in_range, rand
+from companion.core import can_read, check_count, check_in_range, rand, wide
 from companion.foundations.cross_entropy import softmax
 
 __all__ = ["draw"]
@@ -51,8 +51,7 @@ def draw(
     _check_rows(logits)
     if temperature == 0:
         return logits.argmax(dim=-1)
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    below = softmax(wide, temperature=temperature).cumsum(-1)
+    below = softmax(wide(logits), temperature=temperature).cumsum(-1)
     total = below[..., -1:]
     u = rand(*total.shape, generator=generator, device=logits.device, dtype=torch.float32)
     # Strictly below the total, so that the interval found has a positive width.

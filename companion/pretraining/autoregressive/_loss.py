@@ -9,6 +9,7 @@ from torch import Tensor
 
 from companion.core import check_count, check_shape
 from companion.foundations.cross_entropy import (
+    IGNORE,
     chunked_cross_entropy,
     cross_entropy,
     linear_cross_entropy,
@@ -17,8 +18,6 @@ from companion.transformer.attention import documents as documents_mask
 from companion.transformer.block import Decoder
 
 __all__ = ["next_token_log_probs", "next_token_loss", "text_log_probs"]
-
-IGNORE = -100
 
 
 def _positions(documents: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from companion.core import can_read, check_shape
-from companion.pretraining.denoising._tokens import IGNORE, Tokens, check_tokens, pack, trim
+from companion.foundations.cross_entropy import IGNORE
+from companion.pretraining.denoising._tokens import Tokens, check_tokens, pack, trim
 from companion.pretraining.denoising._unified import Batch
 from companion.transformer.attention import prefix
 

@@ -8,9 +8,9 @@ from jaxtyping import Bool, Integer
 from torch import Tensor
 
 from companion.core import can_read, check_shape
+from companion.foundations.cross_entropy import IGNORE
 
 __all__ = [
-    "IGNORE",
     "Pair",
     "Tokens",
     "check_tokens",
@@ -24,9 +24,6 @@ __all__ = [
     "trim",
     "unpad",
 ]
-
-#: The label of a position that does not count in a loss.
-IGNORE = -100
 
 
 class Tokens(NamedTuple):

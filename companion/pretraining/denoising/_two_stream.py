@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-from companion.core import HasSites, check_ids, check_shape
-from companion.foundations.cross_entropy import linear_cross_entropy
+from companion.core import HasSites, check_ids, check_shape, wide_dtype
+from companion.foundations.cross_entropy import IGNORE, linear_cross_entropy
 from companion.transformer.attention import Mask
 from companion.transformer.block import FeedForward, LayerNorm, NoPositions, TransformerConfig
 from companion.transformer.multi_head import MultiHeadAttention, attention_at_sites
@@ -394,7 +394,7 @@ class TwoStream(HasSites):
         hidden = self.hidden(ids, predict, allowed=allowed, real=real, segments=segments)
         labels = ids.gather(1, predict.long())
         if counts is not None:
-            labels = labels.masked_fill(~counts, -100)
+            labels = labels.masked_fill(~counts, IGNORE)
         # The bias of the output layer is one more input, which is always 1.
         one = hidden.new_ones(*hidden.shape[:2], 1)
         weight = torch.cat([self.head.weight, self.head.bias[:, None]], 1)
@@ -417,7 +417,7 @@ class TwoStream(HasSites):
     def _encodings(self, n: int, like: Tensor) -> Tensor:
         """Encode the distances i - j from n - 1 down to -(n - 1), sines first."""
         distance = n - 1 - torch.arange(2 * n - 1, device=like.device)
-        dtype = torch.promote_types(like.dtype, torch.float32)
+        dtype = wide_dtype(like.dtype)
         waves = sinusoidal_positions(distance, self.config.dim, dtype=dtype).to(like.dtype)
         return torch.cat((waves[:, 0::2], waves[:, 1::2]), -1)
 

@@ -7,10 +7,9 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from companion.core import HasSites, check_in_range
-from companion.foundations.cross_entropy import linear_cross_entropy
+from companion.foundations.cross_entropy import IGNORE, linear_cross_entropy
 from companion.pretraining.denoising._masks import right_to_left
 from companion.pretraining.denoising._tokens import (
-    IGNORE,
     Pair,
     Tokens,
     check_tokens,

@@ -7,7 +7,6 @@ Book: :doc:`/book/pretraining/masked`.
 """
 
 from companion.pretraining.masked._corrupt import (
-    IGNORE,
     Corrupted,
     corrupt,
     span_corrupt,
@@ -37,7 +36,6 @@ from companion.pretraining.masked._pairs import (
 from companion.pretraining.masked._scores import pseudo_log_likelihood
 
 __all__ = [
-    "IGNORE",
     "BertForPreTraining",
     "BertLogits",
     "Boundaries",

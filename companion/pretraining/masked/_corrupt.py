@@ -22,9 +22,9 @@ from companion.core import (
     rand,
     randint,
 )
+from companion.foundations.cross_entropy import IGNORE
 
 __all__ = [
-    "IGNORE",
     "Corrupted",
     "corrupt",
     "span_corrupt",
@@ -32,9 +32,6 @@ __all__ = [
     "whole_word_corrupt",
     "word_numbers",
 ]
-
-#: The target of a position that no loss looks at, as in PyTorch's cross-entropy.
-IGNORE = -100
 
 
 class Corrupted(NamedTuple):

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
 from companion.core import check_count, check_ids, check_shape
-from companion.pretraining.masked._corrupt import IGNORE
+from companion.foundations.cross_entropy import IGNORE
 from companion.transformer.block import Encoder, LayerNorm, TransformerConfig
 from companion.transformer.block._feed_forward import ACTIVATIONS
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from companion.core import can_read, check_count, check_ids, check_shape
+from companion.core import can_read, check_count, check_ids, check_shape, wide, wide_dtype
 from companion.pretraining.masked._model import BertForPreTraining
 
 __all__ = ["pseudo_log_likelihood"]
@@ -96,14 +96,11 @@ def pseudo_log_likelihood(
             segments=None if segments is None else segments[row],
         )
         at_blank = hidden[torch.arange(len(row), device=ids.device), column]
-        logits = model.token_logits(at_blank)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = wide(model.token_logits(at_blank))
         original = ids[row, column].long()
         table.append(logits.log_softmax(-1).gather(1, original[:, None]).squeeze(1))
     weight = model.bias
-    out = torch.zeros(
-        shape, device=ids.device, dtype=torch.promote_types(weight.dtype, torch.float32)
-    )
+    out = torch.zeros(shape, device=ids.device, dtype=wide_dtype(weight.dtype))
     if table:
         out = out.reshape(-1).index_put((flat,), torch.cat(table)).reshape(shape)
     return torch.where(wanted, out, 0.0)

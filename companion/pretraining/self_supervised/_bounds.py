@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_count, check_floating, check_in_range
+from companion.core import check_count, check_floating, check_in_range, wide
 from companion.foundations.cross_entropy import logsumexp
 from companion.foundations.embeddings import pmi
-from companion.pretraining.self_supervised._checks import check_joint, wide
+from companion.pretraining.self_supervised._checks import check_joint
 
 __all__ = [
     "gaussian_log_ratio",

@@ -1,16 +1,10 @@
 """What the losses of this package ask of their inputs."""
 
-import torch
 from torch import Tensor
 
-from companion.core import can_read, check_floating, check_shape
+from companion.core import can_read, check_floating, check_shape, wide
 
-__all__ = ["check_joint", "check_pair", "check_rows", "wide"]
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """The tensor in float32 or better."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+__all__ = ["check_joint", "check_pair", "check_rows"]
 
 
 def check_rows(name: str, tensor: Tensor, *, least: int = 1) -> None:

@@ -5,14 +5,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import can_read, check_floating, check_in_range, check_shape
+from companion.core import can_read, check_floating, check_in_range, check_shape, wide
 from companion.foundations.cross_entropy import (
     chunked_cross_entropy,
     cross_entropy,
     logsumexp,
 )
 from companion.foundations.cross_entropy._softmax import held_temperature, shifted_logits
-from companion.pretraining.self_supervised._checks import check_pair, check_rows, wide
+from companion.pretraining.self_supervised._checks import check_pair, check_rows
 
 __all__ = ["info_nce", "nt_xent"]
 

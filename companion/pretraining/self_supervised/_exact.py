@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_count, check_floating
+from companion.core import check_count, check_floating, wide
 from companion.foundations.embeddings import pmi
-from companion.pretraining.self_supervised._checks import check_joint, wide
+from companion.pretraining.self_supervised._checks import check_joint
 
 __all__ = ["batch_expectation", "chi_squared", "expected_info_nce"]
 

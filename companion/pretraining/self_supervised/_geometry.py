@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_count, check_floating, check_in_range
-from companion.pretraining.self_supervised._checks import check_pair, check_rows, wide
+from companion.core import check_count, check_floating, check_in_range, wide
+from companion.pretraining.self_supervised._checks import check_pair, check_rows
 
 __all__ = ["alignment", "effective_rank", "uniformity", "uniformity_floor"]
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_in_range, check_same_shape
-from companion.pretraining.self_supervised._checks import check_pair, wide
+from companion.core import check_in_range, check_same_shape, wide
+from companion.pretraining.self_supervised._checks import check_pair
 
 __all__ = ["byol_target_update_", "siamese_flow", "simsiam_loss"]
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_in_range
-from companion.pretraining.self_supervised._checks import check_pair, wide
+from companion.core import check_in_range, wide
+from companion.pretraining.self_supervised._checks import check_pair
 
 __all__ = ["VICRegTerms", "barlow_twins", "cross_correlation", "vicreg", "vicreg_terms"]
 

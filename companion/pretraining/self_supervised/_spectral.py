@@ -4,13 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_count
-from companion.pretraining.self_supervised._checks import (
-    check_joint,
-    check_pair,
-    check_rows,
-    wide,
-)
+from companion.core import check_count, wide
+from companion.pretraining.self_supervised._checks import check_joint, check_pair, check_rows
 
 __all__ = ["normalized_adjacency", "spectral_contrastive", "spectral_optimum"]
 

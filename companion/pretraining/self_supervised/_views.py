@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.core import check_count, check_in_range, rand, randn
-from companion.pretraining.self_supervised._checks import check_rows, wide
+from companion.core import check_count, check_in_range, rand, randn, wide
+from companion.pretraining.self_supervised._checks import check_rows
 
 __all__ = ["projector", "random_affine"]
 

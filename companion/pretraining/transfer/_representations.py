@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from companion.core import check_count, check_floating, check_in_range, check_shape
+from companion.core import check_count, check_floating, check_in_range, check_shape, wide_dtype
 
 __all__ = ["Whitening", "fit_whitening", "mean_cosine", "pool", "self_similarity", "whiten"]
 
@@ -50,7 +50,7 @@ def pool(
     check_shape("real", real, tuple(hidden.shape[:2]))
     if kind == "mean":
         # In float32: a sum of float16 may pass 65,504, and bfloat16 cannot count beyond 256.
-        weight = real[:, :, None].to(torch.promote_types(hidden.dtype, torch.float32))
+        weight = real[:, :, None].to(wide_dtype(hidden.dtype))
         return ((hidden * weight).sum(1) / weight.sum(1).clamp(min=1)).to(hidden.dtype)
     if kind not in ("first", "last"):
         raise ValueError(f"kind must be mean, first or last, got {kind!r}")

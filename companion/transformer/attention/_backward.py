@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from companion.core import wide_dtype
 from companion.foundations.cross_entropy import softmax_vjp
 from companion.transformer.attention._dense import dense_weights, each_head
 from companion.transformer.attention._inputs import (
@@ -91,7 +92,7 @@ def attention_backward(
     ):
         if tuple(tensor.shape) != want:
             raise ValueError(f"{name} must have shape {want}, got {tuple(tensor.shape)}")
-    high = torch.promote_types(Q.dtype, torch.float32)
+    high = wide_dtype(Q.dtype)
     with full_precision(Q):
         q, k, v, a, do = (lift(t).to(high) for t in (Q, K, V, A, dO))
         dQ, dK, dV, _ = _gradients(q, k, v, a, do, default_scale(Q, scale), None)
@@ -191,7 +192,7 @@ def attention_by_hand(
     check_inputs(Q, K, V)
     allowed, B = lift_mask(mask, Q, K), lift_bias(bias, Q, K)
     Q, K, V = cast(Q, K, V)
-    high = torch.promote_types(Q.dtype, torch.float32)
+    high = wide_dtype(Q.dtype)
     with full_precision(Q):
         O, _ = AttentionFunction.apply(  # type: ignore[no-untyped-call]  # noqa: E741
             lift(Q).to(high),

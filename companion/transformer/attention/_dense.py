@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from companion.core import wide_dtype
 from companion.foundations.regularization import dropout as dropped
 from companion.transformer.attention._inputs import (
     cast,
@@ -72,7 +73,7 @@ def attention_weights(
     check_inputs(Q, K, K)
     allowed, B = lift_mask(mask, Q, K), lift_bias(bias, Q, K)
     Q, K = cast(Q, K)
-    high = torch.promote_types(Q.dtype, torch.float32)
+    high = wide_dtype(Q.dtype)
     with full_precision(Q):
         A = dense_weights(lift(Q).to(high), lift(K).to(high), allowed, B, default_scale(Q, scale))
     return drop(A.to(Q.dtype), Q.ndim)
@@ -129,7 +130,7 @@ def dense_attention(
     check_inputs(Q, K, V)
     allowed, B = lift_mask(mask, Q, K), lift_bias(bias, Q, K)
     Q, K, V = cast(Q, K, V)
-    high = torch.promote_types(Q.dtype, torch.float32)
+    high = wide_dtype(Q.dtype)
     with full_precision(Q):
         q, k, v = (lift(t).to(high) for t in (Q, K, V))
         A = dense_weights(q, k, allowed, B, default_scale(Q, scale))

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from companion.core import wide_dtype
 from companion.transformer.attention._dense import each_head, masked_scores
 from companion.transformer.attention._inputs import (
     cast,
@@ -79,7 +80,7 @@ def attention_state(
     check_inputs(Q, K, V)
     allowed, B = lift_mask(mask, Q, K), lift_bias(bias, Q, K)
     Q, K, V = cast(Q, K, V)
-    high = torch.promote_types(Q.dtype, torch.float32)
+    high = wide_dtype(Q.dtype)
     with full_precision(Q):
         q, k, v = (lift(t).to(high) for t in (Q, K, V))
         S = masked_scores(q, k, allowed, B, default_scale(Q, scale))

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from companion.core import check_count
+from companion.core import check_count, wide_dtype
 from companion.transformer.attention._inputs import (
     cast,
     check_inputs,
@@ -148,7 +148,7 @@ class _Tiles:
         self.kv_heads, self.m = K.shape[1:3]
         self.group = self.heads // self.kv_heads
         self.mask, self.scale, self.block = mask, scale, block
-        self.high = torch.promote_types(Q.dtype, torch.float32)
+        self.high = wide_dtype(Q.dtype)
 
     def query_blocks(self) -> Iterator[tuple[int, int]]:
         """Go over the blocks of queries."""

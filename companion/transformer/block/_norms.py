@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.core import check_floating, check_in_range, check_same_shape, check_shape
+from companion.core import (
+    check_floating,
+    check_in_range,
+    check_same_shape,
+    check_shape,
+    wide,
+    wide_dtype,
+)
 
 __all__ = [
     "LayerNorm",
@@ -268,9 +275,9 @@ class LayerNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         """Normalize rows."""
-        normalized, _ = _standardize(_wide(x), eps)
-        y = normalized * _wide(weight)
-        return (y if bias is None else y + _wide(bias)).to(x.dtype)
+        normalized, _ = _standardize(wide(x), eps)
+        y = normalized * wide(weight)
+        return (y if bias is None else y + wide(bias)).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -302,7 +309,7 @@ class RMSNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Normalize rows."""
-        return (_divide_by_rms(_wide(x), eps)[0] * _wide(weight)).to(x.dtype)
+        return (_divide_by_rms(wide(x), eps)[0] * wide(weight)).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -402,11 +409,6 @@ def rms_norm_by_hand(
     return out
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or in float64 where it is that already."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _standardize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return the centered rows over their deviation, and one over that deviation."""
     centered = x - x.mean(-1, keepdim=True)
@@ -443,5 +445,5 @@ def _checked(x: Tensor, weight: Tensor, grad: Tensor, eps: float) -> tuple[Tenso
     check_in_range("eps", eps, low=0.0, open_high=True)
     # One precision for all, or means of a narrow gradient would be rounded before they meet x.
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), grad.dtype)
-    dtype = torch.promote_types(dtype, torch.float32)
+    dtype = wide_dtype(dtype)
     return x.to(dtype), weight.to(dtype), grad.to(dtype)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_count, check_floating
+from companion.core import check_count, check_floating, wide
 
 __all__ = ["collapse_bound", "rank_residual", "token_diameter"]
 
@@ -38,9 +38,9 @@ def rank_residual(X: Float[Tensor, "*batch n dim"]) -> Float[Tensor, " *batch"]:
         tensor(0.7071, dtype=torch.float64)
     """
     check_floating("X", X)
-    wide = X.to(torch.promote_types(X.dtype, torch.float32))
-    spread = torch.linalg.matrix_norm(wide - wide.mean(-2, keepdim=True))
-    size = torch.linalg.matrix_norm(wide)
+    tokens = wide(X)
+    spread = torch.linalg.matrix_norm(tokens - tokens.mean(-2, keepdim=True))
+    size = torch.linalg.matrix_norm(tokens)
     share: Tensor = spread / torch.where(size > 0, size, torch.ones_like(size))
     return share.to(X.dtype)
 
@@ -70,8 +70,8 @@ def token_diameter(X: Float[Tensor, "*batch n dim"]) -> Float[Tensor, " *batch"]
         tensor(5., dtype=torch.float64)
     """
     check_floating("X", X)
-    wide = X.to(torch.promote_types(X.dtype, torch.float32))
-    pairs = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
+    tokens = wide(X)
+    pairs = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist")
     return pairs.amax((-2, -1)).to(X.dtype)
 
 

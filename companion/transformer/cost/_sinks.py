@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from companion.core import check_floating
+from companion.core import check_floating, wide
 from companion.foundations.cross_entropy import entropy
 from companion.transformer.attention import Mask, attention
 
@@ -75,7 +75,7 @@ def sink_mass(
         raise ValueError(f"A must be square, of 2 tokens or more, got {tuple(A.shape)}")
     if not -n <= position < n:
         raise ValueError(f"position must lie in [{-n}, {n}), got {position}")
-    column = A[..., position].to(torch.promote_types(A.dtype, torch.float32))
+    column = wide(A[..., position])
     return ((column.sum(-1) - column[..., position]) / (n - 1)).to(A.dtype)
 
 
@@ -119,11 +119,11 @@ def softmax_one(
         tensor([0.2500, 0.2500, 0.2500], dtype=torch.float64)
     """
     check_floating("scores", scores)
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    b = torch.as_tensor(sink, dtype=wide.dtype, device=wide.device)
-    b = b.expand_as(wide.narrow(dim, 0, 1)) if wide.shape[dim] else b
-    weights = torch.softmax(torch.cat([wide, b], dim), dim)
-    return weights.narrow(dim, 0, wide.shape[dim]).to(scores.dtype)
+    s = wide(scores)
+    b = torch.as_tensor(sink, dtype=s.dtype, device=s.device)
+    b = b.expand_as(s.narrow(dim, 0, 1)) if s.shape[dim] else b
+    weights = torch.softmax(torch.cat([s, b], dim), dim)
+    return weights.narrow(dim, 0, s.shape[dim]).to(scores.dtype)
 
 
 def attention_with_sink(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from companion.core import check_count
+from companion.core import check_count, wide_dtype
 from companion.transformer.block import Decoder
 from companion.transformer.cost._streams import check_positions
 from companion.transformer.multi_head import KVCache, LayerCache
@@ -273,7 +273,7 @@ class StreamingCache(KVCache):
         angles = None
         if rotary is not None:
             memory = self.layers[0].keys
-            wide = torch.promote_types(memory.dtype, torch.float32)
+            wide = wide_dtype(memory.dtype)
             cos, sin = rotary(torch.arange(slots, device=memory.device), dtype=wide)
             # A scaling may lengthen what it turns. That was done when the key came.
             angles = (cos / cos[0], sin / cos[0])

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from companion.core import HasSites, check_count, check_in_range, check_shape
+from companion.core import HasSites, check_count, check_in_range, check_shape, wide_dtype
 from companion.transformer.attention import Mask, attention
 from companion.transformer.attention._dense import (
     drop_weights,
@@ -105,7 +105,7 @@ def attention_at_sites(
         return attention(Q, K, V, mask=mask, bias=bias, scale=scale, dropout=dropout)
     allowed, B = lift_mask(mask, Q, K), lift_bias(bias, Q, K)
     Q, K, V = cast(Q, K, V)
-    high = torch.promote_types(Q.dtype, torch.float32)
+    high = wide_dtype(Q.dtype)
     with full_precision(Q):
         S = masked_scores(Q.to(high), K.to(high), allowed, B, scale)
         A = softmax_or_zero(module.site(scores, S)).to(Q.dtype)

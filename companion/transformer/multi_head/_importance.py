@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from companion.core import check_shape, watch
+from companion.core import check_shape, watch, wide_dtype
 from companion.transformer.multi_head._attention import MultiHeadAttention
 
 __all__ = ["attention_layers", "head_importance", "prune_heads"]
@@ -155,7 +155,7 @@ def _gate_gradients(value: Tensor, gates: list[list[Tensor]]) -> Float[Tensor, "
                     f"with {gate.shape[0]}: return a scalar, or one loss for each row"
                 )
     found = iter(torch.autograd.grad(value.sum(), flat, materialize_grads=True))
-    high = torch.promote_types(flat[0].dtype, torch.float32)
+    high = wide_dtype(flat[0].dtype)
     layers = []
     for calls in gates:
         rows = [next(found).to(high) for _ in calls]

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from companion.core import check_count, check_ids, check_in_range
+from companion.core import check_count, check_ids, check_in_range, wide_dtype
 from companion.transformer.positions._checks import check_even, check_positions
 
 __all__ = [
@@ -64,7 +64,7 @@ def sinusoidal_positions(
     if positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool:
         raise ValueError(f"positions must hold integers, got {positions.dtype}")
     dtype = dtype or torch.get_default_dtype()
-    t = positions.to(torch.promote_types(dtype, torch.float32))
+    t = positions.to(wide_dtype(dtype))
     angles = t[..., None] * _frequencies(dim, base, t)
     return torch.stack((angles.sin(), angles.cos()), -1).flatten(-2).to(dtype)
 
@@ -108,7 +108,7 @@ def sinusoidal_shift(
         True
     """
     dtype = dtype or torch.get_default_dtype()
-    k = torch.tensor(offset, device=device, dtype=torch.promote_types(dtype, torch.float32))
+    k = torch.tensor(offset, device=device, dtype=wide_dtype(dtype))
     angles = k * _frequencies(dim, base, k)
     cos, sin = angles.cos(), angles.sin()
     even = torch.arange(0, dim, 2, device=device)

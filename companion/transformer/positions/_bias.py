@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from companion.core import check_count
+from companion.core import check_count, wide_dtype
 from companion.transformer.positions._checks import relative_distance
 
 __all__ = ["Alibi", "T5Bias", "alibi_slopes", "t5_bucket"]
@@ -52,9 +52,7 @@ def alibi_slopes(
     # Made on the device, since a list of numbers would have to be copied there at every call.
     first = torch.arange(1, power + 1, device=device) * (-8 / power)
     rest = (2 * torch.arange(heads - power, device=device) + 1) * (-4 / power)
-    return torch.exp2(torch.cat((first, rest)).to(torch.promote_types(dtype, torch.float32))).to(
-        dtype
-    )
+    return torch.exp2(torch.cat((first, rest)).to(wide_dtype(dtype))).to(dtype)
 
 
 class Alibi(nn.Module):

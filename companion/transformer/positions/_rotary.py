@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from companion.core import check_count, check_ids
+from companion.core import check_count, check_ids, wide_dtype
 from companion.transformer.positions._checks import check_even, check_positions
 from companion.transformer.positions._frequencies import RopeScaling, rope_frequencies
 
@@ -120,7 +120,7 @@ class Rotary(nn.Module):
         if self.context is not None:
             check_ids("positions", positions, self.context)
         dtype = dtype or torch.float32
-        wide = torch.promote_types(dtype, torch.float32)
+        wide = wide_dtype(dtype)
         frequencies = self.frequencies
         if wide != torch.float32 or (self.scaling is not None and self.scaling.dynamic):
             frequencies = self._signed(positions.device, positions.max().long() + 1, wide)
@@ -285,7 +285,7 @@ def rotation_matrix(
         True
     """
     dtype = dtype or torch.get_default_dtype()
-    wide = torch.promote_types(dtype, torch.float32)
+    wide = wide_dtype(dtype)
     angles = position * rope_frequencies(
         head_dim, base=base, scaling=scaling, length=abs(position) + 1, device=device, dtype=wide
     )
