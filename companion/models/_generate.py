@@ -153,7 +153,7 @@ def generate(
         pick: How the next token is chosen from its logits and the text before it: see
             :class:`Pick`. By default the most likely one.
         cache: Where keys and values go: a :class:`~companion.transformer.multi_head.KVCache`,
-            or a :class:`~companion.transformer.cost.StreamingCache` for texts without end. By
+            or a :class:`~companion.transformer.block.StreamingCache` for texts without end. By
             default one that is large enough is made. What it holds already is read as the text
             before the prompt. An encoder-decoder takes a pair.
         real: ``True`` for tokens of a prompt, ``False`` for padding; all are tokens by default.

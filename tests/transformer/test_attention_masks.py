@@ -18,6 +18,7 @@ from companion.transformer.attention import (
     padding,
     prefix,
     sliding_window,
+    streaming_mask,
 )
 
 B, H, N, M = 2, 3, 5, 7
@@ -288,3 +289,12 @@ def test_a_shifted_mask_is_the_mask_of_later_queries(g: torch.Generator) -> None
         assert bool(expected[..., inside].all())
         assert not bool(expected[..., outside].any())
     assert not causal().shifted(1).is_causal
+
+
+def test_the_mask_of_a_stream_is_its_definition() -> None:
+    made = streaming_mask(sinks=2, window=3).dense(9, 9)[0, 0]
+    naive = [[j <= i and (j < 2 or i - j < 3) for j in range(9)] for i in range(9)]
+    assert made.tolist() == naive
+    assert streaming_mask(sinks=0, window=3).dense(9, 9)[0, 0].sum() == 3 * 9 - 3
+    with pytest.raises(ValueError, match="sinks must be 0 or more, got -1"):
+        streaming_mask(sinks=-1, window=3)

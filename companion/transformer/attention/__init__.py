@@ -27,6 +27,7 @@ from companion.transformer.attention._masks import (
     padding,
     prefix,
     sliding_window,
+    streaming_mask,
 )
 from companion.transformer.attention._merge import (
     AttentionState,
@@ -34,6 +35,12 @@ from companion.transformer.attention._merge import (
     merge_states,
 )
 from companion.transformer.attention._module import SelfAttention
+from companion.transformer.attention._sinks import (
+    attention_entropy,
+    attention_with_sink,
+    sink_mass,
+    softmax_one,
+)
 from companion.transformer.attention._tiled import tiled_attention
 
 __all__ = [
@@ -44,8 +51,10 @@ __all__ = [
     "attention",
     "attention_backward",
     "attention_by_hand",
+    "attention_entropy",
     "attention_state",
     "attention_weights",
+    "attention_with_sink",
     "causal",
     "dense_attention",
     "documents",
@@ -53,6 +62,9 @@ __all__ = [
     "merge_states",
     "padding",
     "prefix",
+    "sink_mass",
     "sliding_window",
+    "softmax_one",
+    "streaming_mask",
     "tiled_attention",
 ]

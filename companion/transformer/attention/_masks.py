@@ -16,7 +16,16 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from companion.core import check_count
 
-__all__ = ["Mask", "causal", "documents", "everything", "padding", "prefix", "sliding_window"]
+__all__ = [
+    "Mask",
+    "causal",
+    "documents",
+    "everything",
+    "padding",
+    "prefix",
+    "sliding_window",
+    "streaming_mask",
+]
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 # Diagonals j - i from the first to the second, both included. Infinite ends mean no limit.
@@ -367,6 +376,35 @@ def sliding_window(width: int, *, offset: int = 0) -> Mask:
     check_count("width", width)
     band = (offset - width + 1, offset)
     return Mask(lambda b, h, i, j: (j <= i + offset) & (i + offset - j < width), band, band)
+
+
+def streaming_mask(*, sinks: int, window: int) -> Mask:
+    r"""Return the mask of a streaming cache: the first tokens, and the latest ones.
+
+    .. math:: j \le i \quad\text{and}\quad (j < s \;\text{ or }\; i - j < w)
+
+    Args:
+        sinks: First tokens :math:`s` that every later one reads, 0 or more.
+        window: Latest tokens :math:`w` that a token reads, itself among them.
+
+    Returns:
+        The mask.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Book: :doc:`/book/transformer/cost`
+
+    Example:
+        >>> streaming_mask(sinks=1, window=2).dense(4, 4)[0, 0].int()
+        tensor([[1, 0, 0, 0],
+                [1, 1, 0, 0],
+                [1, 1, 1, 0],
+                [1, 0, 1, 1]], dtype=torch.int32)
+    """
+    check_count("sinks", sinks, low=0)
+    recent = sliding_window(window)
+    return recent | (causal() & Mask(lambda b, h, i, j: j < sinks)) if sinks else recent
 
 
 def prefix(lengths: int | Integer[Tensor, " batch"], *, offset: int = 0) -> Mask:

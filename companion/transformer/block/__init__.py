@@ -1,7 +1,8 @@
 r"""The Transformer block, and the models that are stacks of it.
 
 A frozen :class:`TransformerConfig` describes an :class:`Encoder`, a :class:`Decoder` or an
-:class:`EncoderDecoder`. Trained weights come into them by :mod:`companion.models`.
+:class:`EncoderDecoder`. A :class:`StreamingCache` lets a decoder read without end. Trained weights
+come into the models by :mod:`companion.models`.
 
 Book: :doc:`/book/transformer/block`.
 """
@@ -31,6 +32,8 @@ from companion.transformer.block._norms import (
     rms_norm_backward,
     rms_norm_by_hand,
 )
+from companion.transformer.block._streaming import StreamingCache, StreamingLayer
+from companion.transformer.block._streams import streaming_logits
 
 __all__ = [
     "AlibiBias",
@@ -50,6 +53,8 @@ __all__ = [
     "Rope",
     "Shaw",
     "Sinusoidal",
+    "StreamingCache",
+    "StreamingLayer",
     "T5Buckets",
     "TransformerConfig",
     "branch_outputs",
@@ -59,4 +64,5 @@ __all__ = [
     "parameter_count",
     "rms_norm_backward",
     "rms_norm_by_hand",
+    "streaming_logits",
 ]

@@ -7,40 +7,12 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from companion.core import check_count, check_shape
-from companion.transformer.attention import Mask, causal, sliding_window
-from companion.transformer.block import Decoder, NoPositions, Rope
+from companion.transformer.attention import streaming_mask
+from companion.transformer.block._config import NoPositions, Rope
+from companion.transformer.block._model import Decoder
 from companion.transformer.positions import rotate
 
-__all__ = ["check_positions", "streaming_logits", "streaming_mask"]
-
-
-def streaming_mask(*, sinks: int, window: int) -> Mask:
-    r"""Return the mask of a streaming cache: the first tokens, and the latest ones.
-
-    .. math:: j \le i \quad\text{and}\quad (j < s \;\text{ or }\; i - j < w)
-
-    Args:
-        sinks: First tokens :math:`s` that every later one reads, 0 or more.
-        window: Latest tokens :math:`w` that a token reads, itself among them.
-
-    Returns:
-        The mask.
-
-    Raises:
-        ValueError: If a number is out of range.
-
-    Book: :doc:`/book/transformer/cost`
-
-    Example:
-        >>> streaming_mask(sinks=1, window=2).dense(4, 4)[0, 0].int()
-        tensor([[1, 0, 0, 0],
-                [1, 1, 0, 0],
-                [1, 1, 1, 0],
-                [1, 0, 1, 1]], dtype=torch.int32)
-    """
-    check_count("sinks", sinks, low=0)
-    recent = sliding_window(window)
-    return recent | (causal() & Mask(lambda b, h, i, j: j < sinks)) if sinks else recent
+__all__ = ["check_positions", "streaming_logits"]
 
 
 def streaming_logits(
@@ -48,12 +20,13 @@ def streaming_logits(
 ) -> Float[Tensor, "batch n vocab"]:
     r"""Compute at once what a model says token by token with a streaming cache.
 
-    This is the definition of :class:`companion.transformer.cost.StreamingCache`.
+    This is the definition of :class:`companion.transformer.block.StreamingCache`.
 
-    Token :math:`t` reads :func:`streaming_mask`. Its query meets the keys of the window at its
-    own position :math:`t`, and those of the sinks at position :math:`\min(t, s + w - 1)`, which
-    is where it stands within the cache. To use the fused kernels, a query carries both rotations
-    side by side, twice as wide, and a key is zero in the half that does not concern it:
+    Token :math:`t` reads :func:`companion.transformer.attention.streaming_mask`. Its query meets
+    the keys of the window at its own position :math:`t`, and those of the sinks at position
+    :math:`\min(t, s + w - 1)`, which is where it stands within the cache. To use the
+    fused kernels, a query carries both rotations side by side, twice as wide, and a key is zero
+    in the half that does not concern it:
 
     .. math:: \begin{bmatrix} q R_t & q R_{\min(t, s + w - 1)} \end{bmatrix} \cdot
         \begin{bmatrix} k R_j & 0 \end{bmatrix} \;\text{or}\;

@@ -12,12 +12,8 @@ from torch import Tensor
 
 from companion.models import smollm2
 from companion.transformer import block
-from companion.transformer.cost import (
-    StreamingCache,
-    StreamingLayer,
-    streaming_logits,
-    streaming_mask,
-)
+from companion.transformer.attention import streaming_mask
+from companion.transformer.block import StreamingCache, StreamingLayer, streaming_logits
 from companion.transformer.multi_head import KVCache
 from companion.transformer.positions import (
     DynamicNTKScaling,
@@ -286,8 +282,6 @@ def test_the_cache_refuses_what_does_not_fit(g: torch.Generator) -> None:
         layer.append(one.expand(-1, -1, 2, -1), one.expand(-1, -1, 2, -1))
     with pytest.raises(ValueError, match="window must be 1 or more, got 0"):
         StreamingCache(1, 1, 1, 1, 0, 4)
-    with pytest.raises(ValueError, match="sinks must be 0 or more, got -1"):
-        streaming_mask(sinks=-1, window=3)
     dynamic = Rotary(4, scaling=DynamicNTKScaling(2.0, context=16))
     with pytest.raises(ValueError, match="dynamic NTK scaling do not compose"):
         StreamingCache(1, 1, 1, 1, 3, 4, rotary=dynamic)
@@ -304,13 +298,6 @@ def test_models_with_other_positions_are_refused(g: torch.Generator) -> None:
         StreamingCache.for_model(made, sinks=4, window=66)
     with pytest.raises(ValueError, match="tokens must be from 1 to 64, got 65"):
         streaming_logits(made, torch.zeros(1, 65, dtype=torch.long), sinks=1, window=3)
-
-
-def test_the_mask_is_its_definition() -> None:
-    made = streaming_mask(sinks=2, window=3).dense(9, 9)[0, 0]
-    naive = [[j <= i and (j < 2 or i - j < 3) for j in range(9)] for i in range(9)]
-    assert made.tolist() == naive
-    assert streaming_mask(sinks=0, window=3).dense(9, 9)[0, 0].sum() == 3 * 9 - 3
 
 
 def test_the_cache_and_the_definition_run_on_meta() -> None:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from companion.core import check_floating, wide
 from companion.foundations.cross_entropy import entropy
-from companion.transformer.attention import Mask, attention
+from companion.transformer.attention._dispatch import attention
+from companion.transformer.attention._masks import Mask
 
 __all__ = ["attention_entropy", "attention_with_sink", "sink_mass", "softmax_one"]
 

@@ -1,7 +1,7 @@
 r"""Decoding without end: a cache of the first tokens and the latest ones.
 
 The definition of what it computes, all tokens of a text at once, is in
-:func:`companion.transformer.cost.streaming_logits`.
+:func:`companion.transformer.block.streaming_logits`.
 """
 
 import torch
@@ -9,8 +9,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from companion.core import check_count, wide_dtype
-from companion.transformer.block import Decoder
-from companion.transformer.cost._streams import check_positions
+from companion.transformer.block._model import Decoder
+from companion.transformer.block._streams import check_positions
 from companion.transformer.multi_head import KVCache, LayerCache
 from companion.transformer.positions import DynamicNTKScaling, Rotary, rotate
 
