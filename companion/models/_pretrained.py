@@ -26,6 +26,7 @@ from companion.models._text import TextDecoder, TextEncoder, TextEncoderDecoder,
 from companion.models._xlnet import XLNET
 from companion.pretraining.denoising import TwoStream
 from companion.pretraining.masked import BertForPreTraining
+from companion.pretraining.transfer import Pooling
 from companion.transformer.block import (
     Decoder,
     Encoder,
@@ -413,12 +414,15 @@ def _special_tokens(told: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _pooling(folder: Path) -> str:
+def _pooling(folder: Path) -> Pooling:
     raw = read_json(folder / "1_Pooling" / "config.json", needed=False)
-    modes = {key.removeprefix("pooling_mode_") for key, on in raw.items() if on is True}
-    modes &= {"cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens"}
+    prefix = "pooling_mode_"
+    on = {key for key, value in raw.items() if value is True and key.startswith(prefix)}
+    modes = {key.removeprefix(prefix) for key in on}
     if modes <= {"mean_tokens"}:
         return "mean"
     if modes == {"cls_token"}:
         return "first"
+    if modes == {"lasttoken"}:
+        return "last"
     raise ValueError(f"{folder}: pooling by {', '.join(sorted(modes))} is not supported")

@@ -13,6 +13,7 @@ from companion.models._chat import render_chat
 from companion.models._generate import Pick, generate, greedy
 from companion.pretraining.denoising import TwoStream, rank_masks
 from companion.pretraining.masked import BertForPreTraining
+from companion.pretraining.transfer import Pooling, pool
 from companion.transformer.block import Decoder, Encoder, EncoderDecoder
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ class TextEncoder:
         model: The encoder.
         tokenizer: Turns text into ids; it neither pads nor truncates. ``None`` if the checkpoint
             has none: then the model is all there is.
-        pooling: ``"mean"`` averages the last layer over the tokens; ``"first"`` takes the first
-            token's vector.
+        pooling: As in :func:`companion.pretraining.transfer.pool`.
         heads: The same encoder with the heads of BERT's pre-training, if they were loaded.
 
     Book: :doc:`/book/transformer/block`
@@ -38,7 +38,7 @@ class TextEncoder:
 
     model: Encoder
     tokenizer: "Tokenizer | None" = None
-    pooling: str = "mean"
+    pooling: Pooling = "mean"
     heads: BertForPreTraining | None = None
 
     def tokenize(
@@ -92,17 +92,11 @@ class TextEncoder:
             for start in range(0, len(rows), batch_size):
                 chosen = [rows[index] for index in order[start : start + batch_size]]
                 ids, real = _pad(chosen, left=False, device=self._device)
-                pooled.append(self._pool(self.model(ids, real=real), real))
+                pooled.append(pool(self.model(ids, real=real), real, pooling=self.pooling))
         back = torch.empty(len(rows), dtype=torch.long)
         back[torch.tensor(order)] = torch.arange(len(rows))
         vectors = torch.cat(pooled)[back.to(self._device)]
         return torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
-
-    def _pool(self, hidden: Tensor, real: Tensor) -> Tensor:
-        if self.pooling == "first":
-            return hidden[:, 0]
-        weight = real[:, :, None].to(hidden.dtype)
-        return (hidden * weight).sum(1) / weight.sum(1)
 
     def _rows(self, sentences: Sequence[str], *, truncate: bool) -> list[list[int]]:
         _check_list("sentences", sentences)

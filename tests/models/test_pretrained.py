@@ -447,6 +447,13 @@ def test_pooling_follows_the_checkpoint(tmp_path: Path) -> None:
     first = model.embed(["w3 w4 w5"], normalize=False)
     with torch.no_grad():
         torch.testing.assert_close(first[0], model.model(torch.tensor([[3, 4, 5]]))[0, 0])
+    place.write_text(json.dumps({"pooling_mode_lasttoken": True, "include_prompt": True}))
+    model = load_pretrained(tmp_path)
+    assert isinstance(model, TextEncoder)
+    last = model.embed(["w3 w4 w5", "w4 w3"], normalize=False)
+    with torch.no_grad():
+        torch.testing.assert_close(last[0], model.model(torch.tensor([[3, 4, 5]]))[0, -1])
+        torch.testing.assert_close(last[1], model.model(torch.tensor([[4, 3]]))[0, -1])
     place.write_text(json.dumps({"pooling_mode_max_tokens": True}))
     with pytest.raises(ValueError, match="pooling by max_tokens is not supported"):
         load_pretrained(tmp_path)

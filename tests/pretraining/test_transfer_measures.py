@@ -1,6 +1,7 @@
 """Probes, penalties, representations, linearization: closed forms and independent libraries."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -232,13 +233,13 @@ def test_elastic_weight_consolidation_is_exact_for_two_quadratic_tasks(
 def test_pooling_reads_tokens_and_no_padding(g: torch.Generator) -> None:
     h = torch.randn(2, 5, 3, generator=g)
     real = torch.tensor([[True, True, True, False, False], [False, True, True, True, False]])
-    mean, first, last = (pool(h, real, kind=kind) for kind in ("mean", "first", "last"))
+    mean, first, last = (pool(h, real, pooling=kind) for kind in ("mean", "first", "last"))
     torch.testing.assert_close(mean, torch.stack([h[0, :3].mean(0), h[1, 1:4].mean(0)]))
     assert torch.equal(first, torch.stack([h[0, 0], h[1, 1]]))
     assert torch.equal(last, torch.stack([h[0, 2], h[1, 3]]))
     noise = torch.where(real[:, :, None], h, 1e6)
     for kind in ("mean", "first", "last"):
-        assert torch.equal(pool(noise, real, kind=kind), pool(h, real, kind=kind))
+        assert torch.equal(pool(noise, real, pooling=kind), pool(h, real, pooling=kind))
     assert not pool(h, torch.zeros_like(real)).any()
 
 
@@ -246,9 +247,16 @@ def test_pooling_is_that_of_the_sentence_encoder() -> None:
     text = minilm()
     sentences = ["To be, or not to be.", "A cat sleeps on the mat by the door."]
     ids, real = text.tokenize(sentences)
+    alone = [torch.tensor([text.tokenizer.encode(sentence).ids]) for sentence in sentences]
     with torch.no_grad():
         made = pool(text.model(ids, real=real), real)
-    torch.testing.assert_close(made, text.embed(sentences, normalize=False))
+        naive = torch.cat([text.model(row).mean(1) for row in alone])
+        firsts = torch.cat([text.model(row)[:, 0] for row in alone])
+    # float32 through six layers, with padding and without.
+    torch.testing.assert_close(made, naive, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(text.embed(sentences, normalize=False), naive, rtol=1e-4, atol=1e-5)
+    first = replace(text, pooling="first").embed(sentences, normalize=False)
+    torch.testing.assert_close(first, firsts, rtol=1e-4, atol=1e-5)
 
 
 def test_mean_cosines_are_those_of_all_pairs(g: torch.Generator) -> None:
@@ -336,8 +344,8 @@ def test_representations_refuse_what_does_not_fit(g: torch.Generator) -> None:
     h = torch.randn(2, 5, 3, generator=g)
     with pytest.raises(ValueError, match=r"real must have shape \(2, 5\), got \(2, 4\)"):
         pool(h, torch.ones(2, 4).bool())
-    with pytest.raises(ValueError, match="kind must be mean, first or last, got 'max'"):
-        pool(h, torch.ones(2, 5).bool(), kind="max")
+    with pytest.raises(ValueError, match="pooling must be mean, first or last, got 'max'"):
+        pool(h, torch.ones(2, 5).bool(), pooling="max")
     with pytest.raises(ValueError, match=r"words must have shape \(2,\), got \(3,\)"):
         self_similarity(h[:, 0], torch.zeros(3).long(), count=2)
 

@@ -40,6 +40,7 @@ from companion.pretraining.transfer._prompts import (
     remove_prefix,
 )
 from companion.pretraining.transfer._representations import (
+    Pooling,
     Whitening,
     fit_whitening,
     mean_cosine,
@@ -55,6 +56,7 @@ __all__ = [
     "Classifier",
     "LoRALinear",
     "Occurrence",
+    "Pooling",
     "PrefixTuning",
     "Probe",
     "PromptTuning",

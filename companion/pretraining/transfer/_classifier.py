@@ -67,7 +67,7 @@ class Classifier(nn.Module):
             One row for each text.
         """
         read = getattr(self.model, "hidden", self.model)
-        return pool(read(ids, real=real), real, kind=self.pooling)
+        return pool(read(ids, real=real), real, pooling=self.pooling)
 
     def forward(
         self, ids: Integer[Tensor, "batch n"], *, real: Bool[Tensor, "batch n"]

@@ -9,8 +9,17 @@ from torch import Tensor
 
 from companion.core import check_count, check_floating, check_in_range, check_shape, wide_dtype
 
-__all__ = ["Whitening", "fit_whitening", "mean_cosine", "pool", "self_similarity", "whiten"]
+__all__ = [
+    "Pooling",
+    "Whitening",
+    "fit_whitening",
+    "mean_cosine",
+    "pool",
+    "self_similarity",
+    "whiten",
+]
 
+#: How one vector is made of many: by :func:`pool`.
 Pooling = Literal["mean", "first", "last"]
 
 
@@ -18,7 +27,7 @@ def pool(
     hidden: Float[Tensor, "batch n dim"],
     real: Bool[Tensor, "batch n"],
     *,
-    kind: Pooling = "mean",
+    pooling: Pooling = "mean",
 ) -> Float[Tensor, "batch dim"]:
     r"""Make one vector of the vectors of a text's tokens.
 
@@ -27,14 +36,14 @@ def pool(
     Args:
         hidden: Hidden states :math:`h_i`.
         real: :math:`m_i`: ``True`` for tokens, ``False`` for padding, at either end.
-        kind: ``"mean"``; ``"first"`` for the first token (BERT's [CLS]); ``"last"`` for the last,
-            the only one that has read the whole text in a causal model.
+        pooling: ``"mean"``; ``"first"`` for the first real token (BERT's [CLS]);
+            ``"last"`` for the last, the only one that has read the whole text in a causal model.
 
     Returns:
-        One row for each text; zeros for a text without tokens if the kind is ``"mean"``.
+        One row for each text; zeros for a text without tokens if the pooling is ``"mean"``.
 
     Raises:
-        ValueError: If shapes do not fit or the kind is unknown.
+        ValueError: If shapes do not fit or the pooling is unknown.
 
     References:
         Reimers and Gurevych 2019, arXiv:1908.10084, sec. 3.
@@ -48,14 +57,14 @@ def pool(
     """
     check_shape("hidden", hidden, (None, None, None))
     check_shape("real", real, tuple(hidden.shape[:2]))
-    if kind == "mean":
+    if pooling == "mean":
         # In float32: a sum of float16 may pass 65,504, and bfloat16 cannot count beyond 256.
         weight = real[:, :, None].to(wide_dtype(hidden.dtype))
         return ((hidden * weight).sum(1) / weight.sum(1).clamp(min=1)).to(hidden.dtype)
-    if kind not in ("first", "last"):
-        raise ValueError(f"kind must be mean, first or last, got {kind!r}")
+    if pooling not in ("first", "last"):
+        raise ValueError(f"pooling must be mean, first or last, got {pooling!r}")
     places = torch.arange(real.shape[1], device=real.device)
-    if kind == "first":
+    if pooling == "first":
         row = torch.where(real, places, real.shape[1] - 1).amin(1)
     else:
         row = torch.where(real, places, 0).amax(1)
