@@ -1,7 +1,7 @@
 """Layer 0: devices, randomness, validation, training and figures, shared by every chapter."""
 
 from companion.core.checkpoints import Checkpoints, Progress, Stateful
-from companion.core.devices import resolve_device, resolve_dtype
+from companion.core.devices import resolve_device
 from companion.core.linears import (
     HasLinears,
     LinearLike,
@@ -16,7 +16,6 @@ from companion.core.parallel import (
     Processes,
     average_,
     is_main,
-    is_parallel,
     on_main,
     parallelize,
     processes,
@@ -62,7 +61,6 @@ __all__ = [
     "check_shape",
     "generator",
     "is_main",
-    "is_parallel",
     "linear_places",
     "on_main",
     "parallelize",
@@ -72,7 +70,6 @@ __all__ = [
     "randn",
     "replace_linears",
     "resolve_device",
-    "resolve_dtype",
     "restore_linears",
     "site_names",
     "train",

@@ -1,12 +1,12 @@
-"""Where tensors live and in which precision.
+"""Where tensors live.
 
-Functions of this library follow the device and dtype of their inputs. The two helpers here serve
-the places where nothing is given yet: scripts, experiments and loaders.
+Functions of this library follow the device and dtype of their inputs. The helper here serves the
+places where nothing is given yet: scripts, experiments and loaders.
 """
 
 import torch
 
-__all__ = ["resolve_device", "resolve_dtype"]
+__all__ = ["resolve_device"]
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
@@ -41,33 +41,4 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
             raise ValueError(f"device {str(device)!r} asked for, but {count} CUDA devices are here")
     elif resolved.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' asked for, but this machine has none")
-    return resolved
-
-
-def resolve_dtype(
-    dtype: str | torch.dtype | None = None, *, device: str | torch.device = "cpu"
-) -> torch.dtype:
-    """Return the requested floating dtype, or a good one for training on the device.
-
-    Args:
-        dtype: A floating dtype or its name, such as ``"bfloat16"``. ``None`` picks bfloat16 on a
-            CUDA device that computes in it, and float32 elsewhere.
-        device: The device that will compute.
-
-    Returns:
-        The dtype.
-
-    Raises:
-        ValueError: If the name is not a floating dtype of PyTorch.
-
-    Example:
-        >>> resolve_dtype("float64")
-        torch.float64
-    """
-    if dtype is None:
-        on_cuda = torch.device(device).type == "cuda" and torch.cuda.is_available()
-        return torch.bfloat16 if on_cuda and torch.cuda.is_bf16_supported() else torch.float32
-    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
-        raise ValueError(f"{dtype!r} is not a floating dtype: use 'float32', 'bfloat16', ...")
     return resolved

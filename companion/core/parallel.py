@@ -24,7 +24,6 @@ __all__ = [
     "Processes",
     "average_",
     "is_main",
-    "is_parallel",
     "on_main",
     "parallelize",
     "processes",

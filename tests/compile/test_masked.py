@@ -7,11 +7,8 @@ import torch
 from torch import Tensor
 
 from companion.core import generator
-from companion.pretraining.masked import (
-    BertForPreTraining,
-    corrupt,
-    select_places,
-)
+from companion.pretraining.masked import BertForPreTraining, corrupt
+from companion.pretraining.masked._model import select_places
 from companion.transformer.block import Learned, TransformerConfig
 
 CONFIG = TransformerConfig(

@@ -1,9 +1,9 @@
-"""Devices and dtypes: what is asked for, or a good default, or a clear refusal."""
+"""Devices: what is asked for, or a good default, or a clear refusal."""
 
 import pytest
 import torch
 
-from companion.core import resolve_device, resolve_dtype
+from companion.core import resolve_device
 
 
 def test_the_default_device_is_the_best_one_here():
@@ -23,15 +23,3 @@ def test_a_requested_device_is_kept(device):
 def test_a_missing_device_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
         resolve_device(name)
-
-
-def test_dtypes_by_name_and_by_default():
-    assert resolve_dtype("bfloat16") == torch.bfloat16
-    assert resolve_dtype(torch.float64) == torch.float64
-    assert resolve_dtype(device="cpu") == torch.float32
-
-
-@pytest.mark.parametrize("dtype", ["float31", "int64", torch.int32, "nn"])
-def test_other_dtypes_are_refused(dtype):
-    with pytest.raises(ValueError, match="is not a floating dtype"):
-        resolve_dtype(dtype)

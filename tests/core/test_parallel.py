@@ -19,11 +19,11 @@ from companion.core import (
     average_,
     generator,
     is_main,
-    is_parallel,
     on_main,
     parallelize,
     processes,
 )
+from companion.core.parallel import is_parallel
 from companion.transformer.block import Decoder, TransformerConfig
 
 WORKER = Path(__file__).with_name("parallel_worker.py")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from companion.foundations import embeddings as emb
+from companion.foundations.embeddings._blocks import window_masks
 from companion.foundations.embeddings._engine import Sampler, initial_tables
 
 D = 7
@@ -37,7 +38,7 @@ def plan(**changes) -> emb.Schedule:
 
 def test_window_masks_list_the_words_in_reach():
     block, window = 5, 3
-    masks = emb.window_masks(block=block, window=window)
+    masks = window_masks(block=block, window=window)
     for place in range(block):
         for left in range(window + 1):
             for right in range(window + 1):

@@ -17,7 +17,8 @@ from torch import Tensor
 from companion.core import generator
 from companion.foundations.cross_entropy import IGNORE
 from companion.models import load_pretrained
-from companion.pretraining.masked import BertForPreTraining, corrupt, select_places
+from companion.pretraining.masked import BertForPreTraining, corrupt
+from companion.pretraining.masked._model import select_places
 from companion.transformer.block import Learned, TransformerConfig, initialize_
 
 VOCAB, DIM, N, BATCH = 53, 24, 11, 5

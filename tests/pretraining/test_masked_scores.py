@@ -15,11 +15,10 @@ from companion.models import load_pretrained
 from companion.pretraining.masked import (
     BertForPreTraining,
     FillIn,
-    fill_in_features,
-    fit_exponents,
     kneser_ney_chain,
     pseudo_log_likelihood,
 )
+from companion.pretraining.masked._fill_in import fill_in_features, fit_exponents
 from companion.transformer.block import Learned, TransformerConfig
 
 VOCAB, MASK = 31, 3

@@ -7,12 +7,7 @@ minimized, in nats.
 Book: :doc:`/book/foundations/embeddings`
 """
 
-from companion.foundations.embeddings._blocks import (
-    block_coefficients,
-    block_gradients,
-    block_loss,
-    window_masks,
-)
+from companion.foundations.embeddings._blocks import block_gradients, block_loss
 from companion.foundations.embeddings._corpus import (
     Corpus,
     Vocabulary,
@@ -90,7 +85,6 @@ __all__ = [
     "Subwords",
     "Vocabulary",
     "analogy",
-    "block_coefficients",
     "block_gradients",
     "block_loss",
     "cbow_gradients",
@@ -135,5 +129,4 @@ __all__ = [
     "train_sgns",
     "truncated_svd",
     "vocabulary",
-    "window_masks",
 ]

@@ -123,7 +123,7 @@ class Chunk:
         others: For each step, block after block, the ids to be scored: the words within reach (in
             CBOW the centers), then the negatives that the block shares.
         rows: For each step and center its row in the tables of
-            :func:`~companion.foundations.embeddings.window_masks`.
+            :func:`~companion.foundations.embeddings._blocks.window_masks`.
         tokens: How much of the original text this covers.
     """
 

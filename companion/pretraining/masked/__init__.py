@@ -14,18 +14,8 @@ from companion.pretraining.masked._corrupt import (
     whole_word_corrupt,
     word_numbers,
 )
-from companion.pretraining.masked._fill_in import (
-    FillIn,
-    fill_in_features,
-    fit_exponents,
-    kneser_ney_chain,
-)
-from companion.pretraining.masked._model import (
-    BertForPreTraining,
-    BertLogits,
-    PreTrainingLoss,
-    select_places,
-)
+from companion.pretraining.masked._fill_in import FillIn, kneser_ney_chain
+from companion.pretraining.masked._model import BertForPreTraining, BertLogits, PreTrainingLoss
 from companion.pretraining.masked._pairs import (
     Boundaries,
     SentencePairs,
@@ -44,12 +34,9 @@ __all__ = [
     "PreTrainingLoss",
     "SentencePairs",
     "corrupt",
-    "fill_in_features",
-    "fit_exponents",
     "kneser_ney_chain",
     "next_sentence_pairs",
     "pseudo_log_likelihood",
-    "select_places",
     "sentence_boundaries",
     "sentence_order_pairs",
     "span_corrupt",

@@ -20,7 +20,7 @@ from torch import Tensor
 from companion.core import check_count, check_floating, check_ids, check_shape
 from companion.foundations.language_models import NGramModel, count_ngrams, kneser_ney, windows
 
-__all__ = ["FillIn", "fill_in_features", "fit_exponents", "kneser_ney_chain"]
+__all__ = ["FillIn", "kneser_ney_chain"]
 
 
 def kneser_ney_chain(

@@ -12,7 +12,7 @@ from companion.foundations.cross_entropy import IGNORE
 from companion.transformer.block import Encoder, LayerNorm, TransformerConfig
 from companion.transformer.block._feed_forward import ACTIVATIONS
 
-__all__ = ["BertForPreTraining", "BertLogits", "PreTrainingLoss", "select_places"]
+__all__ = ["BertForPreTraining", "BertLogits", "PreTrainingLoss"]
 
 
 class BertLogits(NamedTuple):
