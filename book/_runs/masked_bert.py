@@ -308,7 +308,7 @@ def main() -> None:
         if step % options.every == 0:
             evaluate(step)
         rate = first + (last - first) * step / options.steps
-        read = corrupt(pairs.ids, **HIDE, rate=rate, generator=g)
+        read = corrupt(pairs.ids, **HIDE, ratio=rate, generator=g)
         losses = model.loss(
             read.ids, read.targets, pairs.labels, real=pairs.real, segments=pairs.segments
         )

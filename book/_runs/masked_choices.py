@@ -80,7 +80,7 @@ def at_rate(split: Split, *, rate: float, size: int, seed: int) -> Iterator[Batc
     g = generator(seed)
     boundaries = sentence_boundaries(split.training, half=HALF)
     for pairs, _ in batches(boundaries, size=size, g=g):
-        yield pairs, corrupt(pairs.ids, **HIDE, rate=rate, generator=g)
+        yield pairs, corrupt(pairs.ids, **HIDE, ratio=rate, generator=g)
 
 
 def from_copies(documents: Documents, *, copies: int, size: int, seed: int) -> Iterator[Batch]:

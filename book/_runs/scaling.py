@@ -62,7 +62,7 @@ def run(
         ),
         clip_norm=1.0,
     )
-    loss = -text_log_probs(model.eval(), held_out, start=10, batch=32).mean()
+    loss = -text_log_probs(model.eval(), held_out, start=10, batch_size=32).mean()
     return {
         "size": list(size),
         "N": parameter_count(config, kind="decoder"),

@@ -29,7 +29,7 @@ CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 def batch_of(seed: int) -> dict[str, Tensor]:
     g = generator(seed)
     ids = torch.randint(4, 31, (3, 11), generator=g)
-    read = corrupt(ids, vocab=31, mask_id=3, rate=0.3, generator=g)
+    read = corrupt(ids, vocab=31, mask_id=3, ratio=0.3, generator=g)
     return {
         "ids": read.ids,
         "targets": read.targets,

@@ -512,14 +512,14 @@ def test_a_word_of_the_question_that_lies_nearer_than_the_answer_is_ruled_out(ba
     # the other words, b and c at 40° from there come before d at 100°.
     table = at_angles(a=0.0, b=40.0, c=-40.0, d=100.0)
     questions = [("a", "b", "c", "d")]
-    assert emb.evaluate_analogies(table, questions, batch=batch).correct == 1
-    assert emb.evaluate_analogies(table, questions, batch=batch, exclude=False).correct == 0
+    assert emb.evaluate_analogies(table, questions, batch_size=batch).correct == 1
+    assert emb.evaluate_analogies(table, questions, batch_size=batch, exclude=False).correct == 0
     assert [word for word, _ in emb.analogy(table, "a", "b", "c", count=1)] == ["d"]
     # Each of the three is the one that would win without the rule: here b, and here c.
     for near in ("b", "c"):
         others = {"b": ("a", "c"), "c": ("a", "b")}[near]
         angles = {near: 10.0, others[0]: 100.0, others[1]: 100.0, "d": 170.0}
         near_table = at_angles(**{name: angles[name] for name in "abcd"})
-        made = emb.evaluate_analogies(near_table, questions, batch=batch)
+        made = emb.evaluate_analogies(near_table, questions, batch_size=batch)
         assert made.correct == 1, near
         assert emb.evaluate_analogies(near_table, questions, exclude=False).correct == 0

@@ -188,7 +188,7 @@ def test_glove_and_svd_separate_the_topics_too():
     # do not meet; one meeting each way tells it.
     dense = table.to_dense() + 1
     made = emb.train_glove(
-        corpus.vocabulary, dense.to_sparse(), dim=5, epochs=60, batch=23, generator=seeded()
+        corpus.vocabulary, dense.to_sparse(), dim=5, epochs=60, batch_size=23, generator=seeded()
     )
     assert separated(made)
     assert made.losses[-1] < 0.3 * made.losses[0]
@@ -209,7 +209,7 @@ def test_a_glove_step_is_adagrad_on_the_paper_gradient():
     squares = 1 + sum(g.square() for g in gradients)
     expected = start.detach() - 0.05 * sum(gradients) / squares.sqrt()
     made = emb.train_glove(
-        vocabulary, table.to_sparse(), dim=D, epochs=1, batch=100, generator=seeded(4),
+        vocabulary, table.to_sparse(), dim=D, epochs=1, batch_size=100, generator=seeded(4),
         dtype=torch.float64,
     )  # fmt: skip
     torch.testing.assert_close(made.vectors, expected[:3, :D] + expected[3:, :D], **TIGHT)

@@ -131,7 +131,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     "attention": lambda f, g: {"mask": f(*[TABLES[17, 17]] * 3, dropout=0.5, generator=g)},
     "dense_attention": lambda f, g: {"mask": f(*[TABLES[17, 17]] * 3, dropout=0.5, generator=g)[0]},
     "corrupt": lambda f, g: corrupted(
-        f(IDS, vocab=97, mask_id=0, rate=0.5, split=(0.4, 0.4, 0.2), generator=g), IDS
+        f(IDS, vocab=97, mask_id=0, ratio=0.5, split=(0.4, 0.4, 0.2), generator=g), IDS
     ),
     "document_rotation": lambda f, g: {"start": f(ROWS, generator=g)},
     "draw": lambda f, g: {"classes": f(TABLES[23, 5], generator=g)},
@@ -199,8 +199,8 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     "random_spans": lambda f, g: {"spans": f(ROWS.real, ratio=0.4, mean=2.0, generator=g)},
     "sample": lambda f, g: {"picks": f(generator=g, temperature=5.0)(TABLES[23, 5], NOTHING)},
     "scheduled_sampling": lambda f, g: {
-        "draws": f(a_decoder(), IDS[:, :9] % 11, share=1.0, generator=g),
-        "places": f(a_decoder(), IDS[:, :9] % 11, share=0.5, temperature=0.0, generator=g),
+        "draws": f(a_decoder(), IDS[:, :9] % 11, ratio=1.0, generator=g),
+        "places": f(a_decoder(), IDS[:, :9] % 11, ratio=0.5, temperature=0.0, generator=g),
     },
     "sentence_order_pairs": lambda f, g: {
         "swaps": f(
@@ -212,7 +212,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
         "gradient": f([TABLES[3, 5], TABLES[5, 7]], TABLES[11, 3], generator=g)
     },
     "span_corrupt": lambda f, g: corrupted(
-        f(IDS, vocab=97, mask_id=0, rate=0.5, split=(0.4, 0.4, 0.2), generator=g), IDS
+        f(IDS, vocab=97, mask_id=0, ratio=0.5, split=(0.4, 0.4, 0.2), generator=g), IDS
     ),
     "span_corruption": lambda f, g: {
         "spans": f(ROWS, sentinel=99, ratio=0.4, mean=2.0, generator=g)
@@ -228,7 +228,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
         "tables": f(corpus(WORDS, min_count=1), dim=3, buckets=31, schedule=trained(), generator=g)
     },
     "train_glove": lambda f, g: {
-        "tables": f(VOCABULARY, COUNTS, dim=3, epochs=2, batch=7, generator=g)
+        "tables": f(VOCABULARY, COUNTS, dim=3, epochs=2, batch_size=7, generator=g)
     },
     "train_sgns": lambda f, g: {
         "tables": f(corpus(WORDS, min_count=1), dim=3, schedule=trained(), generator=g)
@@ -240,7 +240,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
             torch.arange(19).expand(4, 19) // 2,
             vocab=97,
             mask_id=0,
-            rate=0.5,
+            ratio=0.5,
             split=(0.4, 0.4, 0.2),
             generator=g,
         ),

@@ -70,7 +70,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Any], Any]]] = {
     "influence": (no_model, lambda f, m: f(lambda x: x.cumsum(0), numbers(5, 3))),
     "initialize": (no_model, lambda f, m: f(CONFIG, generator=seeded())),
     "mc_dropout": (Net, lambda f, m: f(m, torch.ones(3, 5), samples=2)),
-    "scheduled_sampling": (decoder, lambda f, m: f(m, IDS, share=0.5, generator=seeded())),
+    "scheduled_sampling": (decoder, lambda f, m: f(m, IDS, ratio=0.5, generator=seeded())),
     "train_sgns": (
         no_model,
         lambda f, m: f(

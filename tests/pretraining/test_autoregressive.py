@@ -236,7 +236,7 @@ def test_a_long_text_is_scored_token_by_token_in_the_widest_window(
     n: int, stride: int | None
 ) -> None:
     model, text = model_of("llama"), ids_of(1, n)[0]
-    scored = text_log_probs(model, text, start=3, stride=stride, batch=2)
+    scored = text_log_probs(model, text, start=3, stride=stride, batch_size=2)
     assert scored.shape == (n,)
     whole = torch.cat([torch.tensor([3]), text])
     step = 11 if stride is None else stride

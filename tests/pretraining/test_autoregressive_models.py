@@ -353,14 +353,14 @@ def small_llama(vocab: int = V, seed: int = 0) -> Decoder:
 def test_a_share_of_zero_is_teacher_forcing(g: torch.Generator) -> None:
     model, ids = small_llama(), ids_of()
     for chunked in (True, False):
-        loss = scheduled_sampling(model, ids, share=0.0, generator=g, chunked=chunked)
+        loss = scheduled_sampling(model, ids, ratio=0.0, generator=g, chunked=chunked)
         torch.testing.assert_close(loss, next_token_loss(model, ids), **EXACT)
 
 
-def test_a_share_of_one_reads_only_the_first_true_token() -> None:
+def test_a_ratio_of_one_reads_only_the_first_true_token() -> None:
     model, ids = small_llama(), ids_of(2, 7)
     loss = scheduled_sampling(
-        model, ids, share=1.0, generator=torch.Generator().manual_seed(4), temperature=0.0
+        model, ids, ratio=1.0, generator=torch.Generator().manual_seed(4), temperature=0.0
     )
     drawn = model(ids[:, :-2]).argmax(-1)
     read = torch.cat([ids[:, :1], drawn], dim=1)
@@ -381,7 +381,7 @@ def test_the_share_of_replaced_tokens_is_as_asked() -> None:
     torch.manual_seed(0)
     model = Spy(llama_config((1, 24, 3), vocab=V, context=CONTEXT, ff_dim=37))
     ids = ids_of(500, 21)
-    scheduled_sampling(model, ids, share=0.3, generator=torch.Generator().manual_seed(0))
+    scheduled_sampling(model, ids, ratio=0.3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(seen[-1][:, 0], ids[:, 0])
     changed = float((seen[-1][:, 1:] != ids[:, 1:-1]).double().mean())
     # A drawn token is the true one about once in 29 times; 5 standard errors on 9500 tokens.
@@ -391,17 +391,17 @@ def test_the_share_of_replaced_tokens_is_as_asked() -> None:
 def test_no_gradient_passes_through_the_draws() -> None:
     model, ids = small_llama(), ids_of(2, 7)
     g = torch.Generator().manual_seed(4)
-    scheduled_sampling(model, ids, share=0.5, generator=g).backward()
+    scheduled_sampling(model, ids, ratio=0.5, generator=g).backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_scheduled_sampling_runs_on_meta_and_checks_its_share() -> None:
+def test_scheduled_sampling_runs_on_meta_and_checks_its_ratio() -> None:
     with torch.device("meta"):
         model = Decoder(SMALL)
     ids = torch.zeros(2, 5, dtype=torch.long, device="meta")
     g = torch.Generator().manual_seed(0)
-    assert scheduled_sampling(model, ids, share=0.5, generator=g).shape == ()
-    with pytest.raises(ValueError, match="share must"):
-        scheduled_sampling(small_llama(), ids_of(), share=1.5, generator=g)
+    assert scheduled_sampling(model, ids, ratio=0.5, generator=g).shape == ()
+    with pytest.raises(ValueError, match="ratio must"):
+        scheduled_sampling(small_llama(), ids_of(), ratio=1.5, generator=g)
     with pytest.raises(ValueError, match="tokens of each sequence"):
-        scheduled_sampling(small_llama(), ids_of(2, 1), share=0.5, generator=g)
+        scheduled_sampling(small_llama(), ids_of(2, 1), ratio=0.5, generator=g)

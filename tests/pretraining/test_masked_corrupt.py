@@ -50,7 +50,7 @@ def test_only_chosen_positions_change_and_only_they_have_targets(
 ) -> None:
     ids = text(37, 41)
     before = ids.clone()
-    read, targets, chosen = way(ids, **OPTIONS, rate=0.3, generator=g)
+    read, targets, chosen = way(ids, **OPTIONS, ratio=0.3, generator=g)
     assert torch.equal(ids, before)
     assert torch.equal(read[~chosen], ids[~chosen])
     assert torch.equal(targets[chosen], ids[chosen])
@@ -63,12 +63,12 @@ def test_only_chosen_positions_change_and_only_they_have_targets(
 def test_special_tokens_are_never_chosen(way: Callable[..., Corrupted], g: torch.Generator) -> None:
     ids = text(37, 41)
     ids[:, 0], ids[:, 20], ids[:, 35:] = CLS, SEP, PAD
-    made = way(ids, **OPTIONS, special=(PAD, CLS, SEP), rate=0.9, generator=g)
+    made = way(ids, **OPTIONS, special=(PAD, CLS, SEP), ratio=0.9, generator=g)
     special = (ids == PAD) | (ids == CLS) | (ids == SEP)
     assert not bool(made.chosen[special].any())
     assert torch.equal(made.ids[special], ids[special])
     # the rule itself would choose them
-    assert bool(way(ids, **OPTIONS, rate=0.9, generator=g).chosen[special].any())
+    assert bool(way(ids, **OPTIONS, ratio=0.9, generator=g).chosen[special].any())
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -77,7 +77,7 @@ def test_every_position_is_chosen_at_the_rate(
     way: Callable[..., Corrupted], rate: float, g: torch.Generator
 ) -> None:
     # Rows are independent, so the share in a column is binomial: also in the first and the last.
-    chosen = way(text(20011, 23), **OPTIONS, rate=rate, generator=g).chosen
+    chosen = way(text(20011, 23), **OPTIONS, ratio=rate, generator=g).chosen
     for share in chosen.double().mean(0).tolist():
         assert within(share, rate, 20011)
 
@@ -126,7 +126,7 @@ def test_each_part_of_the_split_alone(
     split: tuple[float, float, float], g: torch.Generator
 ) -> None:
     ids = text(101, 97)
-    read, targets, chosen = corrupt(ids, **OPTIONS, rate=0.5, split=split, generator=g)
+    read, targets, chosen = corrupt(ids, **OPTIONS, ratio=0.5, split=split, generator=g)
     if split[0]:
         assert bool((read[chosen] == MASK).all())
     elif split[1]:
@@ -139,7 +139,7 @@ def test_each_part_of_the_split_alone(
 
 def test_a_rate_for_each_text(g: torch.Generator) -> None:
     rate = torch.tensor([0.0, 1.0, 0.5])
-    chosen = corrupt(text(3, 4001), **OPTIONS, rate=rate, generator=g).chosen.double().mean(1)
+    chosen = corrupt(text(3, 4001), **OPTIONS, ratio=rate, generator=g).chosen.double().mean(1)
     assert chosen[:2].tolist() == [0, 1]
     assert within(float(chosen[2]), 0.5, 4001)
 
@@ -157,7 +157,7 @@ def test_a_word_is_chosen_whole_or_not_at_all(g: torch.Generator) -> None:
     starts = torch.rand(VOCAB, generator=g) < 0.4
     ids = text(53, 47)
     words = word_numbers(ids, starts)
-    made = whole_word_corrupt(ids, words, **OPTIONS, rate=0.4, generator=g)
+    made = whole_word_corrupt(ids, words, **OPTIONS, ratio=0.4, generator=g)
     for row, number in zip(made.chosen, words, strict=True):
         shares = torch.zeros(48).index_add(0, number, row.float())
         sizes = torch.bincount(number, minlength=48)
@@ -183,20 +183,20 @@ def test_span_lengths_are_a_normalized_geometric_law() -> None:
 
 def test_runs_have_the_lengths_of_spans_where_spans_are_rare(g: torch.Generator) -> None:
     # At a rate of 1% two spans rarely meet: about one run in fifty is a union.
-    chosen = span_corrupt(text(2003, 503), **OPTIONS, rate=0.01, generator=g).chosen
+    chosen = span_corrupt(text(2003, 503), **OPTIONS, ratio=0.01, generator=g).chosen
     inner = torch.nn.functional.pad(chosen, (1, 1)).int().diff(dim=1)
     lengths = inner.eq(-1).nonzero()[:, 1] - inner.eq(1).nonzero()[:, 1]
     expected = float(span_lengths() @ torch.arange(1.0, 11.0).double())
     assert abs(float(lengths.double().mean()) / expected - 1) < 0.05
     # single tokens would give runs of length 1
-    single = corrupt(text(2003, 503), **OPTIONS, rate=0.01, generator=g).chosen
+    single = corrupt(text(2003, 503), **OPTIONS, ratio=0.01, generator=g).chosen
     inner = torch.nn.functional.pad(single, (1, 1)).int().diff(dim=1)
     assert float((inner.eq(-1).nonzero()[:, 1] - inner.eq(1).nonzero()[:, 1]).double().mean()) < 1.1
 
 
 def test_all_tokens_of_a_run_are_replaced_alike(g: torch.Generator) -> None:
     ids = text(211, 97)
-    made = span_corrupt(ids, **OPTIONS, rate=0.2, split=(0.5, 0.0, 0.5), generator=g)
+    made = span_corrupt(ids, **OPTIONS, ratio=0.2, split=(0.5, 0.0, 0.5), generator=g)
     both = made.chosen[:, 1:] & made.chosen[:, :-1]
     masked = made.ids == MASK
     assert torch.equal(masked[:, 1:][both], masked[:, :-1][both])
@@ -222,7 +222,7 @@ def test_any_text_of_any_integer_type_is_corrupted(
     seed: int,
 ) -> None:
     ids = text(batch, n, seed).to(dtype)
-    read, targets, chosen = way(ids, **OPTIONS, rate=rate, generator=generator(seed))
+    read, targets, chosen = way(ids, **OPTIONS, ratio=rate, generator=generator(seed))
     assert (read.dtype, targets.dtype) == (dtype, torch.int64)
     assert read.shape == targets.shape == chosen.shape == ids.shape
     restored = torch.where(chosen, targets, read.long())
@@ -234,12 +234,11 @@ def test_any_text_of_any_integer_type_is_corrupted(
 def test_corruption_runs_on_every_device(
     way: Callable[..., Corrupted], device: torch.device
 ) -> None:
-    on_cpu = way(text(3, 19), **OPTIONS, special=(CLS,), rate=0.3, generator=generator(1))
-    moved = way(text(3, 19).to(device), **OPTIONS, special=(CLS,), rate=0.3, generator=generator(1))
+    options = {**OPTIONS, "special": (CLS,), "ratio": 0.3}
+    on_cpu = way(text(3, 19), **options, generator=generator(1))
+    moved = way(text(3, 19).to(device), **options, generator=generator(1))
     assert all(torch.equal(a, b.cpu()) for a, b in zip(on_cpu, moved, strict=True))
-    nowhere = way(
-        text(3, 19).to("meta"), **OPTIONS, special=(CLS,), rate=0.3, generator=generator(1)
-    )
+    nowhere = way(text(3, 19).to("meta"), **options, generator=generator(1))
     assert all(part.is_meta and part.shape == (3, 19) for part in nowhere)
 
 
@@ -255,10 +254,13 @@ def unchecked() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rate": 1.5}, r"rate must lie in \[0.0, 1.0\], got 1.5"),
-        ({"rate": torch.ones(4)}, r"rate must have shape \(2,\), got \(4,\)"),
-        ({"rate": torch.tensor([0.5, 1.5])}, r"rate must lie in \[0.0, 1.0\] for each text, got"),
-        ({"rate": torch.tensor([0.5, torch.nan])}, r"rate must lie in \[0.0, 1.0\] for each text"),
+        ({"ratio": 1.5}, r"ratio must lie in \[0.0, 1.0\], got 1.5"),
+        ({"ratio": torch.ones(4)}, r"ratio must have shape \(2,\), got \(4,\)"),
+        ({"ratio": torch.tensor([0.5, 1.5])}, r"ratio must lie in \[0.0, 1.0\] for each text, got"),
+        (
+            {"ratio": torch.tensor([0.5, torch.nan])},
+            r"ratio must lie in \[0.0, 1.0\] for each text",
+        ),
         ({"split": (0.8, 0.2)}, "split must be three probabilities that sum to 1"),
         ({"split": (0.8, 0.1, float("nan"))}, "split must be three probabilities that sum to 1"),
         ({"split": (0.8, 0.1, 0.2)}, "split must be three probabilities that sum to 1"),
@@ -284,8 +286,8 @@ def test_what_does_not_fit_words_and_spans_is_named(g: torch.Generator) -> None:
         whole_word_corrupt(ids, torch.zeros(2, 4).long(), **OPTIONS, generator=g)
     with pytest.raises(ValueError, match=r"words must lie in \[0, 5\), got 5"):
         whole_word_corrupt(ids, torch.full((2, 5), 5), **OPTIONS, generator=g)
-    with pytest.raises(ValueError, match=r"rate must lie in \[0.0, 1.0\), got 1.0"):
-        span_corrupt(ids, **OPTIONS, rate=1.0, generator=g)
+    with pytest.raises(ValueError, match=r"ratio must lie in \[0.0, 1.0\), got 1.0"):
+        span_corrupt(ids, **OPTIONS, ratio=1.0, generator=g)
     with pytest.raises(ValueError, match=r"stop must lie in \(0.0, 1.0\], got 0.0"):
         span_lengths(stop=0.0)
     with pytest.raises(ValueError, match="longest must be 1 or more, got 0"):

@@ -84,7 +84,7 @@ def batch_of(seed: int = 0) -> dict[str, Tensor]:
     ids = torch.randint(4, VOCAB, (BATCH, N), generator=g)
     real = torch.ones(BATCH, N, dtype=torch.bool)
     real[1, 8:], real[3, 5:] = False, False
-    read = corrupt(ids, vocab=VOCAB, mask_id=3, rate=0.4, generator=g)
+    read = corrupt(ids, vocab=VOCAB, mask_id=3, ratio=0.4, generator=g)
     return {
         "ids": read.ids,
         "targets": read.targets.masked_fill(~real, IGNORE),

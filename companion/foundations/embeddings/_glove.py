@@ -169,7 +169,7 @@ def train_glove(
     dim: int = 100,
     epochs: int = 10,
     learning_rate: float = 0.05,
-    batch: int = 2048,
+    batch_size: int = 2048,
     x_max: float = 100.0,
     power: float = 0.75,
     generator: torch.Generator,
@@ -191,7 +191,7 @@ def train_glove(
         dim: Length of the vectors.
         epochs: Passes through the cells, in a new order each time.
         learning_rate: Step size of AdaGrad.
-        batch: Cells in a step.
+        batch_size: Cells in a step.
         x_max: Counts from here on have weight 1.
         power: Exponent of the weight.
         generator: The source of randomness; it alone decides the result.
@@ -221,7 +221,7 @@ def train_glove(
         raise ValueError(
             f"counts must be {size} by {size}, one row a word, got {tuple(counts.shape)}"
         )
-    for name, value in (("dim", dim), ("epochs", epochs), ("batch", batch)):
+    for name, value in (("dim", dim), ("epochs", epochs), ("batch_size", batch_size)):
         check_count(name, value)
     check_in_range("learning_rate", learning_rate, low=0.0, open_low=True)
     cells = counts.coalesce()
@@ -241,7 +241,7 @@ def train_glove(
         order = torch.randperm(len(values), generator=generator, device=generator.device)
         order = order.to(place)
         total = torch.zeros((), dtype=dtype, device=place)
-        for chosen in torch.split(order, batch):
+        for chosen in torch.split(order, batch_size):
             i, j = rows[chosen], columns[chosen] + size
             a, b = table.index_select(0, i), table.index_select(0, j)
             residual = (a[:, :dim] * b[:, :dim]).sum(1) + a[:, dim] + b[:, dim] - logs[chosen]

@@ -310,7 +310,7 @@ def evaluate_analogies(
     questions: Sequence[tuple[str, str, str, str]],
     *,
     exclude: bool = True,
-    batch: int = 512,
+    batch_size: int = 512,
 ) -> AnalogyScore:
     """Answer analogy questions by 3CosAdd, as :func:`analogy` does, many at a time.
 
@@ -319,7 +319,7 @@ def evaluate_analogies(
         questions: Four words each; the last is the expected answer. Capitals are lowered where a
             word has no vector.
         exclude: Whether the three given words are ruled out.
-        batch: Questions in a matrix product.
+        batch_size: Questions in a matrix product.
 
     Returns:
         The number of correct answers, and the coverage.
@@ -338,7 +338,7 @@ def evaluate_analogies(
     unit = F.normalize(lexicon.vectors, dim=1)
     correct = 0
     asked = torch.tensor(rows, dtype=torch.int64, device=unit.device).view(-1, 4)
-    for part in torch.split(asked, batch):
+    for part in torch.split(asked, batch_size):
         a, b, c, d = part.T
         target = F.normalize(unit[b] - unit[a] + unit[c], dim=1)
         scores = target @ unit.mT

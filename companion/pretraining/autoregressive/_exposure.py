@@ -67,7 +67,7 @@ def scheduled_sampling(
     model: Decoder,
     ids: Integer[Tensor, "batch n"],
     *,
-    share: float,
+    ratio: float,
     generator: torch.Generator,
     temperature: float = 1.0,
     chunked: bool = True,
@@ -81,7 +81,7 @@ def scheduled_sampling(
     Args:
         model: The language model.
         ids: True tokens, at least two a row.
-        share: Probability in [0, 1] that a token is the model's own; 0 is teacher forcing.
+        ratio: Probability in [0, 1] that a token is the model's own; 0 is teacher forcing.
         generator: The source of randomness.
         temperature: Of the draws.
         chunked: As in :func:`next_token_loss`.
@@ -90,7 +90,7 @@ def scheduled_sampling(
         The mean loss in nats. No gradient passes through the draws.
 
     Raises:
-        ValueError: If the share is not a probability, or ``ids`` do not fit.
+        ValueError: If the ratio is not a probability, or ``ids`` do not fit.
 
     Numerics:
         Two passes, the first without gradients: about four thirds of the cost of teacher forcing.
@@ -107,18 +107,18 @@ def scheduled_sampling(
         >>> config = TransformerConfig(vocab=7, dim=12, layers=2, heads=3, ff_dim=31, context=9)
         >>> g = torch.Generator().manual_seed(0)
         >>> ids = torch.tensor([[1, 2, 3, 4, 5]])
-        >>> scheduled_sampling(Decoder(config), ids, share=0.5, generator=g).shape
+        >>> scheduled_sampling(Decoder(config), ids, ratio=0.5, generator=g).shape
         torch.Size([])
     """
-    check_in_range("share", share, low=0.0, high=1.0)
+    check_in_range("ratio", ratio, low=0.0, high=1.0)
     check_shape("ids", ids, (None, None))
     check_count("tokens of each sequence", ids.shape[1], low=2)
     read = ids[:, :-1]
-    if share > 0 and read.shape[1] > 1:
+    if ratio > 0 and read.shape[1] > 1:
         with torch.no_grad():
             logits = model(read[:, :-1])
             drawn = draw(logits, generator=generator, temperature=temperature).to(ids.dtype)
-        own = rand(*drawn.shape, generator=generator, device=ids.device) < share
+        own = rand(*drawn.shape, generator=generator, device=ids.device) < ratio
         read = torch.cat([read[:, :1], torch.where(own, drawn, read[:, 1:])], dim=1)
     compute = chunked_cross_entropy if chunked else linear_cross_entropy
     return compute(model.hidden(read), model.head.weight.T, ids[:, 1:])

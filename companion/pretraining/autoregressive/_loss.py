@@ -155,7 +155,7 @@ def text_log_probs(
     *,
     start: int,
     stride: int | None = None,
-    batch: int = 8,
+    batch_size: int = 8,
 ) -> Float[Tensor, " n"]:
     r"""Score every token of a text of any length, each once.
 
@@ -169,7 +169,7 @@ def text_log_probs(
         ids: The tokens of the text, without the start token.
         start: Token that stands before the text, so that its first token is scored as well.
         stride: New tokens of a window, from 1 to the context; by default half of the context.
-        batch: Windows computed at once.
+        batch_size: Windows computed at once.
 
     Returns:
         Log-probabilities in nats, float32 or better, of all ``n`` tokens. Their sum belongs to
@@ -193,7 +193,7 @@ def text_log_probs(
     check_shape("ids", ids, (None,))
     n, context = len(ids), model.config.context
     check_count("tokens of the text", n)
-    check_count("batch", batch)
+    check_count("batch_size", batch_size)
     stride = max(context // 2, 1) if stride is None else stride
     check_count("stride", stride, high=context)
     text = torch.cat([ids.new_full((1,), start), ids])
@@ -207,7 +207,9 @@ def text_log_probs(
     )
     new = [first, *(b - a for a, b in pairwise(ends))]
     scored: list[Tensor] = []
-    for low in range(0, len(ends), batch):
-        rows = next_token_log_probs(model, text[places[low : low + batch]])
-        scored.extend(row[first - k :] for row, k in zip(rows, new[low : low + batch], strict=True))
+    for low in range(0, len(ends), batch_size):
+        rows = next_token_log_probs(model, text[places[low : low + batch_size]])
+        scored.extend(
+            row[first - k :] for row, k in zip(rows, new[low : low + batch_size], strict=True)
+        )
     return torch.cat(scored)

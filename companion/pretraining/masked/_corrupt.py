@@ -3,7 +3,7 @@ r"""Hiding tokens: which positions are chosen, and what is put in their place.
 The two questions are independent. :func:`corrupt` chooses positions one by one,
 :func:`whole_word_corrupt` word by word, :func:`span_corrupt` in runs; all three then replace what
 they chose by the same rule. All of them choose *each* position with the same probability, the
-rate, so that the expected share of chosen tokens is the rate exactly.
+ratio, so that the expected share of chosen tokens is the ratio exactly.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def corrupt(
     vocab: int,
     mask_id: int,
     special: Sequence[int] = (),
-    rate: float | Float[Tensor, " batch"] = 0.15,
+    ratio: float | Float[Tensor, " batch"] = 0.15,
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
     generator: torch.Generator,
 ) -> Corrupted:
@@ -73,7 +73,7 @@ def corrupt(
         vocab: Number of token ids; random tokens are uniform on all of them.
         mask_id: The id of ``[MASK]``.
         special: Ids that are never chosen, such as ``[CLS]``, ``[SEP]`` and padding.
-        rate: The probability :math:`p` in [0, 1], one for all texts or one for each.
+        ratio: The probability :math:`p` in [0, 1], one for all texts or one for each.
         split: Probabilities of ``[MASK]``, of a random token, and of the token itself; they sum
             to 1.
         generator: The source of randomness. Call again with it for new masks (dynamic masking);
@@ -98,11 +98,11 @@ def corrupt(
     Example:
         >>> g = torch.Generator().manual_seed(0)
         >>> text = torch.tensor([[1, 11, 12, 13, 14, 15, 2]])
-        >>> corrupt(text, vocab=20, mask_id=3, special=(1, 2), rate=0.5, generator=g).targets
+        >>> corrupt(text, vocab=20, mask_id=3, special=(1, 2), ratio=0.5, generator=g).targets
         tensor([[-100, -100,   12,   13,   14, -100, -100]])
     """
     _check(ids, vocab, mask_id, special)
-    p = _rate(rate, ids)
+    p = _ratio(ratio, ids)
     chosen = rand(*ids.shape, generator=generator, device=ids.device) < p
     kind = rand(*ids.shape, generator=generator, device=ids.device)
     return _replace(ids, chosen, kind, vocab, mask_id, special, split, generator)
@@ -115,7 +115,7 @@ def whole_word_corrupt(
     vocab: int,
     mask_id: int,
     special: Sequence[int] = (),
-    rate: float | Float[Tensor, " batch"] = 0.15,
+    ratio: float | Float[Tensor, " batch"] = 0.15,
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
     generator: torch.Generator,
 ) -> Corrupted:
@@ -127,7 +127,7 @@ def whole_word_corrupt(
         vocab: As in :func:`corrupt`.
         mask_id: As in :func:`corrupt`.
         special: As in :func:`corrupt`.
-        rate: The probability that a word is chosen, and so that a token is.
+        ratio: The probability that a word is chosen, and so that a token is.
         split: As in :func:`corrupt`; drawn for each token, not for each word.
         generator: As in :func:`corrupt`.
 
@@ -146,13 +146,13 @@ def whole_word_corrupt(
     Example:
         >>> g = torch.Generator().manual_seed(1)
         >>> text, words = torch.tensor([[7, 8, 9, 10]]), torch.tensor([[0, 0, 1, 1]])
-        >>> whole_word_corrupt(text, words, vocab=20, mask_id=3, rate=0.5, generator=g).chosen
+        >>> whole_word_corrupt(text, words, vocab=20, mask_id=3, ratio=0.5, generator=g).chosen
         tensor([[False, False,  True,  True]])
     """
     _check(ids, vocab, mask_id, special)
     check_shape("words", words, tuple(ids.shape))
     check_ids("words", words, ids.shape[1])
-    p = _rate(rate, ids)
+    p = _ratio(ratio, ids)
     by_word = rand(*ids.shape, generator=generator, device=ids.device)
     chosen = by_word.gather(1, words.long()) < p
     kind = rand(*ids.shape, generator=generator, device=ids.device)
@@ -193,7 +193,7 @@ def span_corrupt(
     vocab: int,
     mask_id: int,
     special: Sequence[int] = (),
-    rate: float = 0.15,
+    ratio: float = 0.15,
     stop: float = 0.2,
     longest: int = 10,
     split: tuple[float, float, float] = (0.8, 0.1, 0.1),
@@ -214,7 +214,7 @@ def span_corrupt(
         vocab: As in :func:`corrupt`.
         mask_id: As in :func:`corrupt`.
         special: As in :func:`corrupt`. A span that reaches one goes on behind it.
-        rate: The probability :math:`p` in [0, 1) that a position is chosen.
+        ratio: The probability :math:`p` in [0, 1) that a position is chosen.
         stop: Probability in (0, 1] that a span ends after each of its tokens.
         longest: Largest length :math:`K` of a span, 1 or more.
         split: As in :func:`corrupt`; drawn once for each run, all tokens of which share it.
@@ -232,21 +232,21 @@ def span_corrupt(
     References:
         Joshi et al. 2020, arXiv:1907.10529, section 3.1. They sample spans one after the other
         until 15% of the tokens are covered, and begin them at words. Here spans begin anywhere,
-        may touch, and cover the rate on average.
+        may touch, and cover the ratio on average.
 
     Book: :doc:`/book/pretraining/masked`
 
     Example:
         >>> g = torch.Generator().manual_seed(3)
         >>> text = torch.arange(4, 20)[None]
-        >>> span_corrupt(text, vocab=20, mask_id=3, rate=0.3, generator=g).chosen.int()
+        >>> span_corrupt(text, vocab=20, mask_id=3, ratio=0.3, generator=g).chosen.int()
         tensor([[0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1]], dtype=torch.int32)
     """
     _check(ids, vocab, mask_id, special)
-    check_in_range("rate", rate, low=0.0, high=1.0, open_high=True)
+    check_in_range("ratio", ratio, low=0.0, high=1.0, open_high=True)
     lengths = span_lengths(stop=stop, longest=longest)
     longer = 1 - lengths.cumsum(0) + lengths  # P(length > k) for k = 0, ..., longest - 1
-    begin = _span_start(rate, longer)
+    begin = _span_start(ratio, longer)
     batch, n = ids.shape
     # Spans may begin before the text, or its first tokens would be chosen less often.
     wide = (batch, n + longest - 1)
@@ -295,7 +295,7 @@ def span_lengths(*, stop: float = 0.2, longest: int = 10) -> Float[Tensor, " lon
     return weights / weights.sum()
 
 
-def _span_start(rate: float, longer: Tensor) -> float:
+def _span_start(ratio: float, longer: Tensor) -> float:
     """Solve for the probability that a span begins: bisection, the product falls in it."""
     low, high = 0.0, 1.0
     tails: list[float] = longer.tolist()
@@ -304,8 +304,8 @@ def _span_start(rate: float, longer: Tensor) -> float:
         free = 1.0
         for tail in tails:
             free *= 1 - middle * tail
-        low, high = (middle, high) if 1 - free < rate else (low, middle)
-    return low if rate > 0 else 0.0
+        low, high = (middle, high) if 1 - free < ratio else (low, middle)
+    return low if ratio > 0 else 0.0
 
 
 def _check(ids: Tensor, vocab: int, mask_id: int, special: Sequence[int]) -> None:
@@ -316,14 +316,14 @@ def _check(ids: Tensor, vocab: int, mask_id: int, special: Sequence[int]) -> Non
         check_count(name, value, low=0, high=vocab - 1)
 
 
-def _rate(rate: float | Tensor, ids: Tensor) -> Tensor | float:
-    if isinstance(rate, Tensor):
-        check_shape("rate", rate, (ids.shape[0],))
-        if can_read(rate) and not bool(((rate >= 0) & (rate <= 1)).all()):
-            raise ValueError(f"rate must lie in [0.0, 1.0] for each text, got {rate.tolist()}")
-        return rate[:, None]
-    check_in_range("rate", rate, low=0.0, high=1.0)
-    return rate
+def _ratio(ratio: float | Tensor, ids: Tensor) -> Tensor | float:
+    if isinstance(ratio, Tensor):
+        check_shape("ratio", ratio, (ids.shape[0],))
+        if can_read(ratio) and not bool(((ratio >= 0) & (ratio <= 1)).all()):
+            raise ValueError(f"ratio must lie in [0.0, 1.0] for each text, got {ratio.tolist()}")
+        return ratio[:, None]
+    check_in_range("ratio", ratio, low=0.0, high=1.0)
+    return ratio
 
 
 def _replace(
