@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from companion.models import History, Pick, generate, greedy
-from companion.transformer.block import Decoder, EncoderDecoder, TransformerConfig
-from companion.transformer.cost import StreamingCache
+from companion.transformer.block import Decoder, EncoderDecoder, StreamingCache, TransformerConfig
 
 CONFIG = TransformerConfig(
     vocab=23, dim=12, layers=3, heads=6, kv_heads=2, ff_dim=31, context=29, norm="rms", tied=False
