@@ -15,8 +15,9 @@ Every displayed claim of the book, ``$$ ... $$ (eq:name)``, is followed by one o
 Each call also proves its own power: it makes wrong versions of the claim, called mutants (a
 flipped sign, a factor of two, a transpose, a dropped term, an index off by one), and must reject
 every one of them. Inputs must be generic, since zeros, equal entries and square shapes hide
-mistakes. A call that passes prints one line and leaves a record in the notebook, from which the
-book makes its ledger. A call that fails raises :class:`VerificationError`.
+mistakes. The two sides of an equality must not go through one function of the library, where a
+mistake would be on both. A call that passes prints one line and leaves a record in the notebook,
+from which the book makes its ledger. A call that fails raises :class:`VerificationError`.
 """
 
 from companion.verify._cost import cost, count_flops, peak_bytes
