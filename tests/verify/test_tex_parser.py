@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from lark.exceptions import UnexpectedInput
 from sympy.parsing.latex import parse_latex
 
 from companion.verify.tex import TexError
@@ -191,7 +192,10 @@ def test_sympys_parser_reads_the_same_value_where_it_reads_the_input(pair):
     tree = made(pair[0])
     if not sympy_reads(tree):
         return
-    expression = parse_latex(to_tex(tree), backend="lark")
+    try:
+        expression = parse_latex(to_tex(tree), backend="lark")
+    except UnexpectedInput:  # such as 0!\,1: Hypothesis complains if these are many
+        assume(False)
     if not hasattr(expression, "free_symbols"):
         return  # it found several meanings
     ours = float(evaluate(tree, Scope(VALUES)))
