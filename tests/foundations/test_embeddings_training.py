@@ -174,8 +174,8 @@ def test_words_that_share_contexts_come_close(train, workers):
     schedule = emb.Schedule(threshold=None, workers=workers, learning_rate=0.03, epochs=20)
     made = train(two_topics(), dim=11, schedule=schedule, generator=seeded())
     assert separated(made)
-    # Untrained, each of 1 + 5 products is zero and costs log 2. With two workers the first loss that
-    # is reported may be that of a model which the other worker has trained already.
+    # Untrained, each of 1 + 5 products is zero and costs log 2. With two workers the first loss may
+    # be that of a model which the other worker has trained already.
     untrained = 6 * math.log(2)
     if workers == 1:
         assert made.losses[0] == pytest.approx(untrained, rel=1e-6)
