@@ -331,7 +331,7 @@ BAD = {
         r"displayed equation without a label",
     ),
     "hidden check": (
-        [equation("eq:a"), code("verify()", record("eq:a"), tags=("hide-input",))],
+        [equation("eq:a"), code("verify()", record("eq:a"), tags=("hide-cell",))],
         r"the check of 'eq:a' is hidden",
     ),
     "removed check": (

@@ -291,7 +291,8 @@ def collect(app: Sphinx, doctree: nodes.document) -> None:
                     )
                 )
                 continue
-            if container is None or container.get("hide_mode") in ("all", "input", "input+output"):
+            # Code may be folded under its summary. What it printed, the check itself, may not.
+            if container is None or container.get("hide_mode") not in (None, "", "input"):
                 page.problems.append(
                     (equation_of.line, f"the check of {label!r} is hidden; readers must see it")
                 )
