@@ -13,7 +13,13 @@ from torch import Tensor
 
 from companion.verify._record import VerificationError
 
-__all__ = ["Watched", "require_independent", "same_program", "watch"]
+__all__ = [
+    "Watched",
+    "refuse_library_functions",
+    "require_independent",
+    "same_program",
+    "watch",
+]
 
 _COMPANION = str(Path(__file__).resolve().parents[1])
 _FOREIGN = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib")})
@@ -60,6 +66,17 @@ class Watched:
             sys.setprofile(before)
         if own is not None and _in_companion(own):
             self.made_by[own] = own.co_qualname
+
+
+def refuse_library_functions(label: str, inputs: Mapping[str, Any]) -> None:
+    """Refuse functions of the library among the inputs: they would be excused from the watch."""
+    for name, value in inputs.items():
+        code = _code(value)
+        if code is not None and _in_companion(code) and not isinstance(value, torch.nn.Module):
+            raise VerificationError(
+                f"{label}: the input {name!r} is {code.co_qualname} of the library. An input is "
+                "what the equation leaves open; what the claim is about belongs to one side."
+            )
 
 
 def watch(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Watched:

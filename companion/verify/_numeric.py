@@ -13,7 +13,11 @@ from companion.verify._compare import (
     reject_mutants,
     relative_error,
 )
-from companion.verify._independence import require_independent, watch
+from companion.verify._independence import (
+    refuse_library_functions,
+    require_independent,
+    watch,
+)
 from companion.verify._inputs import check_generic, check_unchanged, snapshot
 from companion.verify._record import Verification, VerificationError, check_label, emit
 
@@ -82,6 +86,7 @@ def equal(
         raise ValueError(f"tol must lie in (0, {_MOST:g}], got {tol}")
     check_generic(label, inputs)
     before = snapshot(inputs)
+    refuse_library_functions(label, inputs)
     by_claim = watch(claim, inputs)
     claimed = as_tensor(label, "the claim", by_claim.value)
     references = {}

@@ -68,7 +68,10 @@ class Verification:
         record = {key: value for key, value in asdict(self).items() if not key.startswith("_")}
         record["routes"] = [list(route) for route in self.routes]
         record["mutants"] = list(self.mutants)
-        return record | {"largest_error": self.largest_error, "line": self.line}
+        # How much of the tolerance the error takes: near 0 it is idle, near 1 it is tight.
+        used = self.largest_error / self.tolerance if self.tolerance else 0.0
+        told = {"largest_error": self.largest_error, "tolerance_used": used, "line": self.line}
+        return record | told
 
     def _ipython_display_(self) -> None:
         # A call at the end of a cell is also the cell's value. It was displayed when it passed.

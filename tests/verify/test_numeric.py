@@ -177,6 +177,16 @@ class TestEqualRefusesWhatShowsNothing:
         equal("eq:sum", lambda x, f: f(x).sum(-1), {"rows": by_hand}, {"x": pair["x"], "f": f},
               mutants=mutants)  # fmt: skip
 
+    def test_a_library_function_is_no_input(self, pair):
+        with pytest.raises(VerificationError, match=r"input 'f' is softmax of the library"):
+            equal(
+                "eq:shift",
+                lambda x, f: f(x + 3),
+                {"unshifted": lambda x, f: f(x)},
+                {"x": pair["x"], "f": softmax},
+                mutants={"scaled": lambda x, f: f(3 * x)},
+            )
+
     def test_one_tensor_returned_by_both_sides_is_refused(self, pair):
         made = pair["x"] @ pair["w"]
         with pytest.raises(VerificationError, match="one and the same tensor"):

@@ -31,6 +31,7 @@ def test_a_record_is_plain_json():
     assert made["routes"][0] == ["SymPy", 0.0]
     assert made["mutants"] == list(record.mutants)
     assert made["line"] == record.line
+    assert made["tolerance_used"] == record.largest_error / record.tolerance
     assert not any(key.startswith("_") for key in made)
 
 
