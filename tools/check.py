@@ -30,6 +30,7 @@ SHAPES = (
     "--jaxtyping-packages=companion,"
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
+ELSEWHERE = ("--ignore=tests/compile", "--ignore=tests/site")  # have stages of their own
 CODE = ("companion", "tests", "tools", "benchmarks", "book/_ext", "book/_runs")
 # A chapter imports where a lesson needs it, the last line of a cell shows or hides a value, a short
 # formula is named by a lambda, and a chapter may import all public names of its own module.
@@ -110,8 +111,12 @@ def types(run: Run) -> bool:
 
 def tests(run: Run) -> bool:
     """Unit, property and meta-device tests, with run-time checks of the annotated shapes."""
-    others = ("--ignore=tests/compile", "--ignore=tests/site")
-    return run.pytest("tests", *others, SHAPES)
+    return run.pytest("tests", *ELSEWHERE, SHAPES, "-m", "not alone")
+
+
+def timing(run: Run) -> bool:
+    """Tests that measure time: one by one, without the checks of shapes, nothing beside them."""
+    return run.command("-m", "pytest", "tests", *ELSEWHERE, "-m", "alone")
 
 
 def doctests(run: Run) -> bool:
@@ -200,6 +205,7 @@ STAGES: dict[str, Callable[[Run], bool]] = {
     "lint": lint,
     "types": types,
     "tests": tests,
+    "timing": timing,
     "doctests": doctests,
     "compile": compiled,
     "book": render,

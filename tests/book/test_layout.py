@@ -158,6 +158,7 @@ print(seconds, *sorted({name.split(".")[0] for name in set(sys.modules) - before
 """
 
 
+@pytest.mark.alone
 def test_importing_the_library_is_light() -> None:
     seconds, modules = [], set()
     for _ in range(3):
