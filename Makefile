@@ -20,8 +20,9 @@ book: setup ## execute the chapters and render the book into _build/html
 test: setup ## everything that CI checks; ONLY=lint,types runs some stages
 	@$(RUN) tools/check.py $(if $(ONLY),--only $(ONLY))
 
-mutants: setup ## plant N faults and see which the tests find; SEED=0, ONLY=companion/core
-	@$(RUN) tools/mutants.py -n $(or $(N),40) --seed $(or $(SEED),0) $(if $(ONLY),--only $(ONLY))
+mutants: setup ## plant N faults and see which the tests find; SEED=0, ONLY=companion/core, GO_ON=1
+	@$(RUN) tools/mutants.py -n $(or $(N),40) --seed $(or $(SEED),0) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(GO_ON),--go-on)
 
 bench: ## time the library against its peers; ONLY=attention, DEVICE=cuda
 	@sh tools/python.sh tools/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(DEVICE),--device $(DEVICE))

@@ -13,6 +13,7 @@ that their signatures, decorators and compilation are no longer those of the lib
 import argparse
 import ast
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
@@ -313,6 +314,22 @@ def copies(count: int) -> Iterator[list[Path]]:
         yield made
 
 
+def progress_file(seed: int) -> Path:
+    """Where a run notes what it has found: another file for another seed or another library."""
+    library = hashlib.sha256()
+    for path in sorted((ROOT / "companion").rglob("*.py")):
+        library.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return ROOT / "_build" / "mutants" / f"{seed}-{library.hexdigest()[:16]}.jsonl"
+
+
+def noted(progress: Path) -> dict[Mutant, str]:
+    """The faults that an earlier run found, each with the test that found it."""
+    if not progress.is_file():
+        return {}
+    rows = map(json.loads, progress.read_text(encoding="utf-8").splitlines())
+    return {Mutant(**row["mutant"]): row["by"] for row in rows}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-n", type=int, default=40, help="how many faults")
@@ -320,6 +337,12 @@ def main() -> int:
     parser.add_argument("--only", default="companion", help="paths that start with this, by comma")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for one fault")
+    parser.add_argument(
+        "--go-on",
+        action="store_true",
+        help="keep what an earlier run found in the same library, and judge only the rest: after"
+        " a run that was stopped, or with new tests",
+    )
     asked = parser.parse_args()
     only = tuple(asked.only.split(","))
     every = [
@@ -333,6 +356,15 @@ def main() -> int:
         return 2
     sample = random.Random(asked.seed).sample(every, min(asked.n, len(every)))
     print(f"{len(sample)} of {len(every)} possible faults, seed {asked.seed}", flush=True)
+    progress = progress_file(asked.seed)
+    progress.parent.mkdir(parents=True, exist_ok=True)
+    if not asked.go_on:
+        progress.unlink(missing_ok=True)
+    kept = noted(progress)
+    waiting_for = [mutant for mutant in sample if mutant not in kept]
+    found, others = len(sample) - len(waiting_for), list[dict[str, Any]]()
+    if found:
+        print(f"{found} of them were found by an earlier run", flush=True)
     # Imported once, before the forks. Not the library, of which each copy has its own, and not
     # what pytest wants to import itself.
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
@@ -340,35 +372,35 @@ def main() -> int:
     sys.path[:] = [p for p in sys.path if p and Path(p).resolve() != ROOT]
     for module in ("torch", "scipy.special", "sklearn.metrics"):
         __import__(module)
-    results: list[dict[str, Any]] = []
     context = multiprocessing.get_context("fork")
-    with copies(asked.jobs) as places:
+    with copies(asked.jobs) as places, progress.open("a", encoding="utf-8") as notes:
         free = context.SimpleQueue()
         for place in places:
             free.put(place)
         with ProcessPoolExecutor(asked.jobs, context, _settle, (free,)) as pool:
-            waiting = {pool.submit(judge, m, limit=asked.limit): m for m in sample}
+            waiting = {pool.submit(judge, m, limit=asked.limit): m for m in waiting_for}
             for done in as_completed(waiting):
                 mutant, (verdict, seconds, by) = waiting[done], done.result()
-                shown = {k: v for k, v in asdict(mutant).items() if k not in ("start", "end")}
-                results.append({"verdict": verdict, **shown})
+                if verdict == "found":
+                    print(json.dumps({"mutant": asdict(mutant), "by": by}), file=notes, flush=True)
+                if verdict in ("found", "timeout"):
+                    found += 1
+                else:
+                    shown = {k: v for k, v in asdict(mutant).items() if k not in ("start", "end")}
+                    others.append({"verdict": verdict, **shown})
                 change = f"{mutant.kind}: {mutant.before!r} -> {mutant.after!r}"
                 print(
-                    f"{len(results):4}/{len(sample)} {verdict:8} {seconds:4.0f} s  {mutant.path}:"
-                    f"{mutant.line} {change}  {by}",
+                    f"{found + len(others):4}/{len(sample)} {verdict:8} {seconds:4.0f} s  "
+                    f"{mutant.path}:{mutant.line} {change}  {by}",
                     flush=True,
                 )
-    found = sum(result["verdict"] in ("found", "timeout") for result in results)
-    others = sorted(
-        (r for r in results if r["verdict"] not in ("found", "timeout")),
-        key=lambda r: (r["path"], r["line"]),
-    )
-    print(f"\n{found} of {len(results)} found ({found / len(results):.1%}); not found:")
-    for r in others:
-        change = f"{r['kind']}: {r['before']} -> {r['after']}"
-        print(f"  {r['verdict']} {r['path']}:{r['line']} in {r['within']}, {change}")
+    others.sort(key=lambda row: (row["path"], row["line"]))
+    print(f"\n{found} of {len(sample)} found ({found / len(sample):.1%}); not found:")
+    for row in others:
+        change = f"{row['kind']}: {row['before']} -> {row['after']}"
+        print(f"  {row['verdict']} {row['path']}:{row['line']} in {row['within']}, {change}")
     if asked.only == "companion":
-        record = {"seed": asked.seed, "possible": len(every), "planted": len(results)}
+        record = {"seed": asked.seed, "possible": len(every), "planted": len(sample)}
         record |= {"found": found, "others": others}
         STORED.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"stored in {STORED.relative_to(ROOT)}")

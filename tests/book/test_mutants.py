@@ -1,6 +1,7 @@
 """Planted faults: each is a small change that parses, and the tests that hold it are found."""
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,20 @@ def test_a_fault_is_found_missed_or_judged_by_a_test_that_always_fails(
     fault = mutants.Mutant(**{**fault.__dict__, "after": " + 1 + "})
     assert mutants.judge(fault, limit=60.0)[0] == verdict
     assert module.read_text(encoding="utf-8").endswith("return x + x\n")
+
+
+def test_a_run_that_goes_on_keeps_what_was_found_in_the_same_library(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutants, "ROOT", checkout)
+    module = checkout / "companion" / "part" / "lesson.py"
+    fault, *_ = mutants.mutants_of(module, checkout)
+    progress = mutants.progress_file(0)
+    assert mutants.noted(progress) == {}
+    progress.parent.mkdir(parents=True)
+    row = {"mutant": fault.__dict__, "by": "tests/part/test_lesson.py::test_it"}
+    progress.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert mutants.noted(mutants.progress_file(0)) == {fault: row["by"]}
+    assert mutants.noted(mutants.progress_file(1)) == {}
+    module.write_text(SOURCE + "\n", encoding="utf-8")
+    assert mutants.noted(mutants.progress_file(0)) == {}
