@@ -241,6 +241,8 @@ def _run_tests(copy: str, tests: list[str], log: str) -> None:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
         sys.stdout = sys.stderr = out
+        # Some libraries take a process of another name for one of a data loader's.
+        multiprocessing.current_process().name = "MainProcess"
         import pytest
 
         code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
@@ -283,9 +285,9 @@ def judge(mutant: Mutant, *, limit: float) -> tuple[str, float, str]:
             if code is None:
                 return "timeout", time.monotonic() - began, ""
             if code != 0:
-                failed = re.search(r"^(?:FAILED|ERROR) (\S+?)(?: - .*)?$", log, re.M)
+                failed = re.search(r"^(?:FAILED|ERROR) ([^\s\[]+)", log, re.M)
                 # The name of a parametrized test may hold spaces: the function will do.
-                by = failed[1].partition("[")[0] if failed else f"exit {code}: {log[-400:]}"
+                by = failed[1] if failed else f"exit {code}: {log[-400:]}"
                 break
         else:
             return "survived", time.monotonic() - began, ""

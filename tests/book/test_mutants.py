@@ -97,11 +97,14 @@ def test_a_fault_is_found_missed_or_judged_by_a_test_that_always_fails(
     held.parent.mkdir(parents=True)
     # Another name than the library's: this process has imported that one already.
     held.write_text(
-        "import importlib.util\n"
+        "import importlib.util, multiprocessing, pytest\n"
         f"spec = importlib.util.spec_from_file_location('lesson', {str(module)!r})\n"
         "lesson = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(lesson)\n"
-        f"def test_double():\n    {test}\n",
+        "assert multiprocessing.current_process().name == 'MainProcess'\n"
+        # The name of a case may hold spaces.
+        "@pytest.mark.parametrize('x', [2], ids=['a case'])\n"
+        f"def test_double(x):\n    {test}\n",
         encoding="utf-8",
     )
     monkeypatch.setattr(mutants, "_copy", tmp_path)
