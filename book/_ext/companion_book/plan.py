@@ -134,7 +134,7 @@ def sidebar(app: Sphinx, pagename: str, context: dict[str, Any]) -> BeautifulSou
         item = soup.new_tag("li", attrs={"class": "toctree-l1"})
         label = f"{page.number}. " if page.number else ""
         if written:
-            if page.docname == pagename:
+            if page.docname == pagename or pagename.startswith(f"{page.docname}/"):
                 item["class"] = "toctree-l1 current active"
             link = soup.new_tag("a", attrs={"class": "reference internal"})
             link["href"] = "#" if page.docname == pagename else context["pathto"](page.docname)
@@ -186,7 +186,9 @@ def check_pages(app: Sphinx, env: BuildEnvironment) -> None:
     if not plan.parts:
         return
     known = {*plan.chapters, *(page.docname for page in plan.appendices), app.config.root_doc}
-    strangers = sorted(set(env.all_docs) - known)
+    # An appendix may have pages of its own: those of the reference lie in a folder of its name.
+    folders = tuple(f"{page.docname}/" for page in plan.appendices)
+    strangers = sorted(name for name in set(env.all_docs) - known if not name.startswith(folders))
     if strangers:
         raise ExtensionError(
             f"pages that {app.config.companion_contents} does not list: {', '.join(strangers)}"
