@@ -9,6 +9,7 @@ It reads what the chapters' run left behind and never runs anything itself:
 - ``bibliography`` lists references by author and year;
 - ``unique_ids`` keeps the ids of a page unique;
 - ``line_breaks`` keeps punctuation beside its formula;
+- ``accessible`` mends markup that screen readers stumble over;
 - ``assets`` serves MathJax and the style sheet from the book itself.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 from . import (
+    accessible,
     assets,
     bibliography,
     facts,
@@ -34,6 +36,7 @@ from . import (
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register every part of the extension."""
     for part in (
+        accessible,
         assets,
         bibliography,
         plan,
