@@ -17,6 +17,7 @@ from torch import Tensor
 
 from companion import data
 from companion.core import generator, train
+from companion.foundations.cross_entropy import IGNORE
 from companion.foundations.language_models import BPE
 from companion.foundations.optimization import warmup_cosine
 from companion.pretraining.masked import (
@@ -154,7 +155,7 @@ def one_blank_each(pairs: SentencePairs, hidden: Corrupted) -> tuple[SentencePai
     only[torch.arange(len(rows)), columns] = True
     ids = pairs.ids[rows]
     many = SentencePairs(ids, pairs.segments[rows], pairs.real[rows], pairs.labels[rows])
-    return many, Corrupted(ids.masked_fill(only, MASK), ids.masked_fill(~only, -100), only)
+    return many, Corrupted(ids.masked_fill(only, MASK), ids.masked_fill(~only, IGNORE), only)
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@ r"""Language models: distributions over strings, by counting and by a small neur
 
 Notation of the book: a string is :math:`w_{1:n} = w_1 \dots w_n`, its last symbol is EOS, and the
 context of a symbol is :math:`c`, the symbols before it, of which an n-gram model sees the last
-:math:`n - 1`. :math:`N(c, w)` counts how often :math:`w` follows :math:`c`, and :math:`N_{1+}(c
-\,\cdot)` how many different symbols follow it. Log-probabilities are in nats.
+:math:`n - 1`. :math:`N(c, w)` counts how often :math:`w` follows :math:`c`, and :math:`N_{1+}(c,
+\cdot)` how many different symbols follow it. Log-probabilities are in nats.
 
 Outcomes are the ids ``0, ..., vocab_size - 1``, EOS among them. The id ``vocab_size`` stands for
 BOS, the padding before the first symbol: contexts may hold it, and nothing predicts it.

@@ -174,7 +174,7 @@ class NGramCounts:
     def continuation_counts(self, order: int) -> Int[Tensor, " grams"]:
         r"""Return for each n-gram how many different symbols precede it.
 
-        .. math:: N_{1+}(\cdot\, c\, w) = |\{v : N(v\, c\, w) > 0\}|
+        .. math:: N_{1+}(\cdot, c, w) = |\{v : N(v\, c\, w) > 0\}|
 
         Args:
             order: The order of the n-grams, below n.

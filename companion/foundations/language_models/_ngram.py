@@ -261,11 +261,11 @@ def kneser_ney(
     r"""Estimate an interpolated Kneser–Ney model.
 
     .. math:: P(w \mid c) = \frac{\max(N(c, w) - \delta, 0)}{N(c)}
-        + \frac{\delta\, N_{1+}(c\,\cdot)}{N(c)}\, P(w \mid c')
+        + \frac{\delta\, N_{1+}(c,\cdot)}{N(c)}\, P(w \mid c')
 
-    The highest order counts occurrences. Every lower order counts :math:`N_{1+}(\cdot\,c\,w)`, the
+    The highest order counts occurrences. Every lower order counts :math:`N_{1+}(\cdot,c,w)`, the
     different symbols that precede, in place of :math:`N(c, w)`; at order 1 this gives
-    :math:`P(w) = N_{1+}(\cdot\,w) / N_{1+}(\cdot\,\cdot)`.
+    :math:`P(w) = N_{1+}(\cdot,w) / N_{1+}(\cdot,\cdot)`.
 
     Args:
         counts: The counts.
