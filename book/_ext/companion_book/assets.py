@@ -84,9 +84,7 @@ def without_icon_script(head: str) -> str:
     return re.sub(r"<script[^>]*fontawesome\.js[^>]*></script>", "", head)
 
 
-def offer(
-    app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any
-) -> None:
+def offer(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Give the templates the function that they call."""
     context["without_icon_script"] = without_icon_script
 

@@ -241,9 +241,7 @@ class ApiIndex(Reference):
         page = plan_of(self.env).chapters.get("book/" + "/".join(module.split(".")[1:3]))
         return (page.number or 0 if page else 0, module)
 
-    def module_lines(
-        self, name: str, modules: list[str], homes: dict[str, list[str]]
-    ) -> list[str]:
+    def module_lines(self, name: str, modules: list[str], homes: dict[str, list[str]]) -> list[str]:
         """Write the entry of one page: its module, what it is about, and its names."""
         summary = first_line(importlib.import_module(name).__doc__)
         lines = [f":doc:`{name} </{docname_of(name)}>`", "   " + summary, ""]
