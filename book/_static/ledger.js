@@ -28,7 +28,9 @@
   function add(name, label, control) {
     const box = document.createElement("label");
     box.append(label, " ", control);
-    control.addEventListener("input", show);
+    for (const event of ["input", "change"]) {
+      control.addEventListener(event, show);
+    }
     form.append(box);
     controls[name] = control;
   }

@@ -1,4 +1,4 @@
-"""What a reader finds: a home page that invites, a search that ranks, light pages, Chinese as such."""
+"""What a reader finds: an inviting home, a search that ranks, light pages, Chinese as such."""
 
 import json
 import re
@@ -49,10 +49,10 @@ def test_home_begins_with_a_picture_and_one_live_equation(
 
 def test_the_map_tells_how_long_each_chapter_takes(soups: Soups) -> None:
     times = [tag.get_text() for tag in soups["book/preface.html"].select(".book-page-times")]
-    assert len(times) == len(LESSONS)
+    assert len(times) == len(LESSONS) + 1, "the chapters, and the page of benchmarks"
     for told in times:
         minutes, seconds = re.fullmatch(r"(\d+) min, runs in (\d+) s", told).groups()
-        assert 10 <= int(minutes) <= 150
+        assert 5 <= int(minutes) <= 150
         # The home page promises less than a minute.
         assert int(seconds) < 60
 
@@ -226,7 +226,7 @@ def test_beside_the_pages_lie_a_text_for_programs_a_404_page_and_the_whole(site:
     assert {"index.html", "ledger.json", "searchindex.js"} <= inside
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if name not in ("search.html", "404.html")])
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("book/")] or PAGES)
 def test_a_link_to_a_page_shows_a_title_and_a_sentence(name: str, soups: Soups) -> None:
     said = {
         str(tag["property"]): str(tag["content"]) for tag in soups[name].select("meta[property]")

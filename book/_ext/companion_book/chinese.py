@@ -14,8 +14,23 @@ BREAK = re.compile(rf"(?<=[{WIDE}])\n\s*(?=[{WIDE}])")
 LITERAL = (nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.raw)
 
 
+def join_texts(element: nodes.TextElement) -> None:
+    """Make one text of neighboring ones: a line break is a text of its own when it is read."""
+    children: list[nodes.Node] = []
+    for child in element.children:
+        if isinstance(child, nodes.Text) and children and isinstance(children[-1], nodes.Text):
+            children[-1] = nodes.Text(str(children[-1]) + str(child))
+        else:
+            children.append(child)
+    if len(children) < len(element.children):
+        element.children = []
+        element.extend(children)
+
+
 def mark(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Join lines inside of Chinese, and mark each run of it that nothing has marked yet."""
+    for paragraph in list(doctree.findall(nodes.TextElement)):
+        join_texts(paragraph)
     for text in list(doctree.findall(nodes.Text)):
         written = str(text)
         if not re.search(f"[{HAN}]", written):

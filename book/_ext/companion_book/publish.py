@@ -1,4 +1,4 @@
-"""What a site brings along beside its pages: a map, cards for links, a 404 page, a text for programs.
+"""What lies beside the pages: a map of the site, cards for links, a 404 page, the whole in one file.
 
 The address of the published book and of its repository are said in one place, ``companion_site``
 and ``repository.url`` in ``_config.yml``. Where they are empty, what needs them is left out.
@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 
 from .plan import plan_of
 
-CARD = "card.png"
+CARD = "page.png"
 
 
 def address(app: Sphinx, docname: str) -> str:
@@ -50,7 +50,7 @@ def add_cards(
         facts["og:url"] = where
         facts["og:image"] = f"{str(app.config.companion_site).rstrip('/')}/_static/{CARD}"
     tags = [
-        f'<meta property="{name}" content="{html.escape(value)}" />' for name, value in facts.items()
+        f'<meta property="{name}" content="{html.escape(told)}" />' for name, told in facts.items()
     ]
     tags.append(f'<meta name="description" content="{html.escape(facts["og:description"])}" />')
     context["metatags"] = context.get("metatags", "") + "\n".join(tags)
@@ -113,7 +113,7 @@ def not_found(app: Sphinx) -> list[tuple[str, dict[str, Any], str]]:
         return []
     body = (
         "<h1>There is no such page</h1>"
-        '<p>It may have moved: the library reference has a page for each module now. '
+        "<p>It may have moved: the library reference has a page for each module now. "
         'The <a href="book/preface.html">first page</a> lists all chapters, and the '
         '<a href="search.html">search</a> finds words.</p>'
     )
