@@ -24,6 +24,7 @@ from benchmarks import _growth, _profile, _worker
 from benchmarks._pair import Pair
 from benchmarks._process import Failed, ask
 from benchmarks.pairs import PAIRS
+from companion import core
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTS = ("companion", "companion.transformer.block", "torch", "transformers")
@@ -103,13 +104,8 @@ def import_times(rounds: int = 5) -> dict[str, float]:
 
 def machine(device: str, threads: int) -> dict[str, Any]:
     """Describe what the run was made on."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].split(":", 1)[1].strip() if models else name
     described = {
-        "processor": name,
+        "processor": core.processor_name(),
         "cores": os.cpu_count(),
         "threads": threads,
         "system": platform.system(),

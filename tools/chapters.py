@@ -17,6 +17,7 @@ from typing import Any
 
 import jupytext
 import nbformat
+import psutil
 import yaml
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -258,8 +259,17 @@ def plain_signals() -> None:
         asyncio.get_running_loop().remove_signal_handler(number)
 
 
+def processor_seconds(manager: Any) -> float:
+    """Return the processor time of a kernel, which hardly depends on what else the machine does."""
+    kernel = psutil.Process(manager.provisioner.pid)
+    processes = [kernel, *kernel.children(recursive=True)]
+    return float(sum(times.user + times.system for times in (p.cpu_times() for p in processes)))
+
+
 async def execute(chapter: Chapter, key: str) -> float:
     """Execute a chapter in a fresh kernel, write it with its outputs, and return the seconds."""
+    from companion.core import processor_name  # brings PyTorch, which other tools do not need
+
     notebook = read_chapter(chapter)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     chapter.executed.parent.mkdir(parents=True, exist_ok=True)
@@ -274,6 +284,8 @@ async def execute(chapter: Chapter, key: str) -> float:
     reached: list[NotebookNode] = []
     client.on_cell_start = lambda cell, cell_index: reached.append(cell)
     client.on_notebook_start = lambda notebook: plain_signals()
+    used = [0.0]
+    client.on_notebook_complete = lambda notebook: used.append(processor_seconds(client.km))
     started = time.monotonic()
     try:
         await client.async_execute(env=kernel_environment(chapter.root))
@@ -290,6 +302,7 @@ async def execute(chapter: Chapter, key: str) -> float:
         seconds = time.monotonic() - started
         date = datetime.now(UTC).strftime("%Y-%m-%d")
         built = {"key": key, "seconds": round(seconds, 1), "date": date}
+        built |= {"processor_seconds": round(used[-1], 1), "processor": processor_name()}
         notebook.metadata["companion_build"] = built
         write_atomically(chapter.executed, nbformat.writes(notebook) + "\n")
         return seconds

@@ -11,21 +11,15 @@ from typing import Any
 import torch
 
 import companion
+from companion import core
 
 FOLDER = Path(companion.__file__).parent / "data" / "runs"
 
 
 def machine() -> str:
     """Processor, threads, and the accelerator if there is one."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
     threads = torch.get_num_threads()
-    described = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+    described = f"{core.processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
     return (
         f"{described}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else described
     )

@@ -1,7 +1,7 @@
 """Layer 0: devices, randomness, validation, training and figures, shared by every chapter."""
 
 from companion.core.checkpoints import Checkpoints, Progress, Stateful
-from companion.core.devices import resolve_device
+from companion.core.devices import processor_name, resolve_device
 from companion.core.linears import (
     HasLinears,
     LinearLike,
@@ -65,6 +65,7 @@ __all__ = [
     "on_main",
     "parallelize",
     "processes",
+    "processor_name",
     "rand",
     "randint",
     "randn",

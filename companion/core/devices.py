@@ -4,9 +4,32 @@ Functions of this library follow the device and dtype of their inputs. The helpe
 places where nothing is given yet: scripts, experiments and loaders.
 """
 
+import platform
+import re
+from pathlib import Path
+
 import torch
 
-__all__ = ["resolve_device"]
+__all__ = ["processor_name", "resolve_device"]
+
+
+def processor_name() -> str:
+    """Return what the processor is called, to be stated beside a time that was measured on it.
+
+    Returns:
+        The maker's name of it where the system tells (Linux), otherwise its kind, such as
+        ``"arm64"``.
+
+    Example:
+        >>> len(processor_name()) > 0
+        True
+    """
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        text = information.read_text(encoding="utf-8", errors="replace")
+        if name := re.search(r"^model name\s*:\s*(\S.*)$", text, re.MULTILINE):
+            return name[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:

@@ -144,7 +144,11 @@ def build_project(
             "metadata": {
                 "kernelspec": {"name": "python3", "display_name": "Python 3"},
                 "language_info": {"name": "python"},
-                "companion_build": {"seconds": 4.5},
+                "companion_build": {
+                    "seconds": 4.5,
+                    "processor_seconds": 3.6,
+                    "processor": "a processor",
+                },
             },
             "nbformat": 4,
             "nbformat_minor": 5,
@@ -295,7 +299,8 @@ def test_chapter_header_counts_verified_equations_and_time(good: Built) -> None:
     page = good.page("one/first")
     header = page[page.index("chapter-facts") :][:1200]
     assert re.search(r'ledger\.html#ledger-book-one-first"[^>]*>2<', header)
-    assert "4 s" in header or "5 s" in header
+    assert "4 s of one core (a processor)" in header
+    assert "about 5 minutes" in header
     assert 'href="../../_sources/book/one/first.ipynb"' in header
 
 

@@ -47,10 +47,27 @@ def test_every_planned_page_has_a_title_and_a_question(plan: book_plan.Plan) -> 
         assert page.question.rstrip("\"'").endswith("?"), page.docname
 
 
+def reference_pages() -> list[str]:
+    """List the pages of the library reference in the order of the table of contents."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    entries = [entry for part in toc["parts"] for entry in part["chapters"]]
+    (api,) = [entry for entry in entries if entry["file"] == "book/api"]
+    return [section["file"] for section in api["sections"]]
+
+
 def test_toc_lists_only_pages_that_exist(toc: dict) -> None:
     assert toc["root"] == "book/preface"
-    missing = [page for page in [toc["root"], *toc_pages(toc)] if not source(page).is_file()]
-    assert missing == []
+    pages = [toc["root"], *toc_pages(toc), *reference_pages()]
+    assert [page for page in pages if not source(page).is_file()] == []
+
+
+def test_a_page_of_the_reference_names_its_module_and_nothing_else() -> None:
+    pages = reference_pages()
+    assert len(pages) >= 21
+    for page in pages:
+        module = ".".join(["companion", *page.split("/")[2:]])
+        expected = f"# {module}\n\n```{{api-module}} {module}\n```\n"
+        assert source(page).read_text(encoding="utf-8") == expected
 
 
 def test_toc_lists_every_page_that_exists(toc: dict, plan: book_plan.Plan) -> None:
@@ -60,6 +77,7 @@ def test_toc_lists_every_page_that_exists(toc: dict, plan: book_plan.Plan) -> No
 
 def test_every_text_of_the_book_is_planned(plan: book_plan.Plan) -> None:
     planned = {*plan.chapters, *(page.docname for page in plan.appendices), "book/preface"}
+    planned |= set(reference_pages())
     texts = {
         path.relative_to(ROOT).with_suffix("").as_posix()
         for path in (ROOT / "book").rglob("*.md")

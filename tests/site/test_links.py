@@ -1,5 +1,7 @@
 """The pages as files: every link and anchor resolves, every mark leads to a check."""
 
+import importlib
+import inspect
 import posixpath
 import re
 from pathlib import Path
@@ -118,6 +120,30 @@ def test_page_has_a_title_and_a_language(name: str, soups: Soups) -> None:
 
 def test_front_page_leads_to_the_preface(site: Path) -> None:
     assert "book/preface.html" in (site / "index.html").read_text(encoding="utf-8")
+
+
+REFERENCE = [name for name in PAGES if name.startswith(("book/api.", "book/api/"))]
+
+
+@pytest.mark.parametrize("name", REFERENCE or PAGES)
+def test_a_page_of_the_reference_is_light(name: str, site: Path) -> None:
+    assert len((site / name).read_bytes()) <= 300_000
+
+
+def test_every_public_name_has_an_entry_and_the_index_leads_to_it(
+    soups: Soups, anchors: dict[str, set[str]]
+) -> None:
+    shown = set().union(*(anchors[name] for name in REFERENCE if name != "book/api.html"))
+    links = {
+        unquote(urlsplit(str(link["href"])).fragment)
+        for link in soups["book/api.html"].select("article a.reference")
+    }
+    for module in ("core", "models", "foundations.optimization", "transformer.positions"):
+        name = f"companion.{module}"
+        for each in importlib.import_module(name).__all__:
+            if not inspect.ismodule(getattr(importlib.import_module(name), each)):
+                # An object that is public in two places has its entry in one of them.
+                assert any(entry.endswith(f".{each}") for entry in shown & links), each
 
 
 def test_pages_follow_each_other(soups: Soups) -> None:

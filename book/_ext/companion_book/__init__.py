@@ -9,6 +9,9 @@ It reads what the chapters' run left behind and never runs anything itself:
 - ``bibliography`` lists references by author and year;
 - ``unique_ids`` keeps the ids of a page unique;
 - ``line_breaks`` keeps punctuation beside its formula;
+- ``search`` ranks results and finds Chinese; ``chinese`` says what language a text is in;
+- ``accessible`` mends markup that screen readers stumble over;
+- ``publish`` writes what lies beside the pages: a map of the site, cards, one file of it all;
 - ``assets`` serves MathJax and the style sheet from the book itself.
 """
 
@@ -19,13 +22,17 @@ from typing import Any
 from sphinx.application import Sphinx
 
 from . import (
+    accessible,
     assets,
     bibliography,
+    chinese,
     facts,
     ledger,
     line_breaks,
     plan,
+    publish,
     reference,
+    search,
     tables,
     unique_ids,
 )
@@ -34,6 +41,7 @@ from . import (
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register every part of the extension."""
     for part in (
+        accessible,
         assets,
         bibliography,
         plan,
@@ -41,8 +49,11 @@ def setup(app: Sphinx) -> dict[str, Any]:
         facts,
         tables,
         reference,
+        search,
+        chinese,
         unique_ids,
         line_breaks,
+        publish,
     ):
         part.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from importlib.metadata import files
 from pathlib import Path
@@ -14,17 +15,15 @@ from sphinx.errors import ExtensionError
 STATIC = Path(__file__).resolve().parents[2] / "_static"
 TEMPLATES = Path(__file__).resolve().parents[2] / "_templates"
 
-# The parts of MathJax that a page can ask for: the combined component, its fonts, the TeX packages
-# that it loads on demand, and what its context menu (another renderer, speech) needs.
+# The components of MathJax that a page loads: two thirds of the combined file, which also holds a
+# menu that can draw formulas in three other ways. The last writes MathML for screen readers.
+MATHJAX = ("core", "input/tex", "output/chtml", "a11y/assistive-mml")
+# These, the fonts, and the packages of TeX that are loaded where a formula asks for one.
 MATHJAX_PARTS = (
-    "tex-chtml.js",
-    "output",
+    "startup.js",
+    *(f"{component}.js" for component in MATHJAX),
+    "output/chtml/fonts",
     "input/tex/extensions",
-    "input/mml.js",
-    "input/mml",
-    "a11y",
-    "sre/mathmaps/base.json",
-    "sre/mathmaps/en.json",
 )
 
 
@@ -57,6 +56,8 @@ def add_static(app: Sphinx, config: Config) -> None:
     # Equations keep the size of the text, and wide ones scroll in their box.
     config.mathjax3_config = {
         **(config.mathjax3_config or {}),
+        "loader": {"load": list(MATHJAX)},
+        "options": {"enableAssistiveMml": True},
         "chtml": {"matchFontHeight": False, "displayAlign": "center"},
     }
 
@@ -78,6 +79,50 @@ def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
     shutil.copyfile(source.parent / "LICENSE", target / "LICENSE")
 
 
+def without_icon_script(head: str) -> str:
+    """Take out the script that draws the theme's icons, more than all else on a page together."""
+    return re.sub(r"<script[^>]*fontawesome\.js[^>]*></script>", "", head)
+
+
+def offer(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Give the templates the function that they call."""
+    context["without_icon_script"] = without_icon_script
+
+
+def used_rules(sheet: str, names: set[str]) -> str:
+    """Keep of a style sheet the selectors whose classes all occur in ``names``."""
+
+    def kept(rule: re.Match[str]) -> str:
+        selectors = [
+            selector
+            for selector in rule[1].split(",")
+            if set(re.findall(r"\.(-?[A-Za-z_][\w-]*)", selector)) <= names
+        ]
+        # A comma inside of :is(...) would be cut: such a rule is kept as it is.
+        if "(" in rule[1]:
+            return rule[0]
+        return f"{','.join(selectors)}{{{rule[2]}}}" if selectors else ""
+
+    return re.sub(r"([^{}@;]+)\{([^{}]*)\}", kept, sheet)
+
+
+def lighten_theme(app: Sphinx, exception: Exception | None) -> None:
+    """Cut the theme's style sheet, 400 KB for everything that Bootstrap can do, to what is used."""
+    sheet = Path(app.outdir) / "_static" / "styles" / "pydata-sphinx-theme.css"
+    if exception is not None or not sheet.is_file():
+        return
+    names: set[str] = set()
+    for page in Path(app.outdir).rglob("*.html"):
+        for classes in re.findall(r'class="([^"]*)"', page.read_text(encoding="utf-8")):
+            names.update(classes.split())
+    for script in Path(app.outdir, "_static").rglob("*.js"):
+        if "mathjax" not in script.parts and script.name != "fontawesome.js":
+            names.update(re.findall(r"[\w-]+", script.read_text(encoding="utf-8")))
+    sheet.write_text(used_rules(sheet.read_text(encoding="utf-8"), names), encoding="utf-8")
+    for useless in ("scripts/fontawesome.js", "scripts/fontawesome.js.map"):
+        Path(app.outdir, "_static", useless).unlink(missing_ok=True)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the events."""
     app.add_css_file("book.css")
@@ -86,5 +131,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         # Jupyter Book sets it even when the extension that reads it is left out.
         app.add_config_value("comments_config", {}, "env")
     app.connect("config-inited", add_static)
+    app.connect("html-page-context", offer)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", lighten_theme)
     return {}

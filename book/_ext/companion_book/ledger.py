@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,6 +80,7 @@ class Equation:
     line: int | None
     latex: str
     pasted: bool
+    tex: str = ""
     records: list[Record] = field(default_factory=list)
     shown_is_tested: bool = False
 
@@ -259,9 +261,9 @@ def collect(app: Sphinx, doctree: nodes.document) -> None:
         elif label in by_label:
             page.problems.append((node.line, f"label {label!r} is used twice on this page"))
         else:
-            equation = Equation(
-                label, node.line, plain_latex(node.astext()), "pasted-math" in node["classes"]
-            )
+            pasted = "pasted-math" in node["classes"]
+            tex = node.astext()
+            equation = Equation(label, node.line, plain_latex(tex), pasted, tex)
             by_label[label] = equation
             page.equations.append(equation)
 
@@ -439,6 +441,37 @@ def sentence(equation: Equation) -> str:
     return f"Verified: {source}; " + "; ".join(parts)
 
 
+def in_one(tex: str) -> str:
+    """Write a display as one formula: several lines are aligned, several formulas stacked."""
+    parts = [part for part in tex.split("\n\n") if part.strip()]
+    rows = [
+        rf"\begin{{split}}{part}\end{{split}}" if r"\\" in part and r"\begin{" not in part else part
+        for part in parts
+    ]
+    return rows[0] if len(rows) == 1 else r"\begin{gathered}" + r"\\".join(rows) + r"\end{gathered}"
+
+
+def formula(equation: Equation) -> nodes.math:
+    """Set an equation once more, without its number, inside of a line."""
+    # `split` is for displays only; in a line the same is called `aligned`.
+    tex = re.sub(r"\\(begin|end)\{split\}", r"\\\1{aligned}", in_one(equation.tex.strip("$")))
+    tex = re.sub(r"\\tag\{[^}]*\}", "", tex)
+    return nodes.math("", rf"\displaystyle {tex.strip()}")
+
+
+def load_mathjax(app: Sphinx, docname: str) -> None:
+    """Let a page load MathJax that had no formula when it was read."""
+    app.env.get_domain("math").data["has_equations"][docname] = True
+
+
+def mark(app: Sphinx, here: str, there: str, equation: Equation) -> nodes.Node:
+    """Show the mark of a verified equation, with a link to its check."""
+    link = internal_link(app, here, there, equation.records[0].anchor, nodes.Text("✓"))
+    link["classes"] += ["check", "check-read"] if equation.read else ["check"]
+    link["reftitle"] = sentence(equation)
+    return link
+
+
 def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
     """Write a display equation: its math scrolls in its own box, number and mark stay beside it."""
     label = node.get("label")
@@ -450,18 +483,7 @@ def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
         self.body.append(self.encode(node.astext()))
     else:
         opening, closing = self.config.mathjax_display
-        parts = [part for part in node.astext().split("\n\n") if part.strip()]
-        rows = [
-            rf"\begin{{split}}{self.encode(part)}\end{{split}}"
-            if r"\\" in part and r"\begin{" not in part
-            else self.encode(part)
-            for part in parts
-        ]
-        text = (
-            rows[0]
-            if len(rows) == 1
-            else r"\begin{gathered}" + r"\\".join(rows) + r"\end{gathered}"
-        )
+        text = self.encode(in_one(node.astext()))
         self.body.append(f"{opening}{text}{closing}")
     self.body.append("</div>")
     if number:
@@ -497,6 +519,47 @@ class EquationLedger(SphinxDirective):
         """Leave a placeholder; the numbers are not known yet."""
         note_dependent(self.env)
         return [ledger_table()]
+
+
+class live_equation(nodes.General, nodes.Element):
+    """Stands for an equation of a chapter until all pages have been read and numbered."""
+
+
+class LiveEquation(SphinxDirective):
+    """An equation of a chapter with what its verification found when the book was built."""
+
+    has_content = False
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Leave a placeholder; the number and the record are not known yet."""
+        note_dependent(self.env)
+        return [live_equation(label=self.arguments[0], line=self.lineno)]
+
+
+def fill_live_equation(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Show the equation, its number, its mark, and the words of its verification."""
+    for placeholder in list(doctree.findall(live_equation)):
+        label = placeholder["label"]
+        found = [(p, e) for p in ordered(app.env) for e in p.equations if e.label == label]
+        if not found:
+            logger.error(
+                "no chapter has the equation %r", label, location=(docname, placeholder["line"])
+            )
+            placeholder.replace_self(nodes.paragraph("", label))
+            continue
+        (page, equation), *_ = found
+        there = page.docname
+        number = number_of(app.env, there, equation)
+        box = nodes.paragraph(classes=["live-equation"])
+        box += formula(equation)
+        box += nodes.Text(" ")
+        box += internal_link(app, docname, there, equation.node_id, nodes.inline("", f"({number})"))
+        box += mark(app, docname, there, equation)
+        told = nodes.paragraph(classes=["live-told"])
+        told += nodes.Text(f"{sentence(equation)}.")
+        placeholder.replace_self([box, told])
+        load_mathjax(app, docname)
 
 
 def totals(env: BuildEnvironment) -> dict[str, int]:
@@ -537,11 +600,20 @@ def fill_ledger(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             f"Claims without verification: {count['unverified']}."
         )
         summary += nodes.Text(text)
-        content: list[nodes.Node] = [summary]
+        content: list[nodes.Node] = [summary, offer_json()]
         for page in ordered(env):
             if page.equations:
                 content.extend(page_table(app, docname, page))
         placeholder.replace_self(content)
+        load_mathjax(app, docname)
+
+
+def offer_json() -> nodes.paragraph:
+    """Link to the ledger for programs."""
+    up = nodes.paragraph(classes=["ledger-json"])
+    up += nodes.Text("For programs: ")
+    up += nodes.reference("", "ledger.json", refuri="../ledger.json", internal=True)
+    return up
 
 
 def internal_link(
@@ -576,6 +648,7 @@ def page_table(app: Sphinx, here: str, page: PageLedger) -> list[nodes.Node]:
         rows.append(
             [
                 [link],
+                [formula(equation)],
                 [nodes.literal("", equation.label)],
                 [check],
                 [nodes.Text("read" if equation.read else "compared")],
@@ -587,9 +660,10 @@ def page_table(app: Sphinx, here: str, page: PageLedger) -> list[nodes.Node]:
         )
     head = [
         "No.",
+        "Formula",
         "Label",
         "Check",
-        "Formula",
+        "Source",
         "Routes",
         "Largest error",
         "Mutants rejected",
@@ -621,6 +695,7 @@ def report(app: Sphinx) -> dict[str, Any]:
                 {
                     "label": equation.label,
                     "chapter": page.docname,
+                    "tex": equation.tex.strip(),
                     "number": number_of(env, page.docname, equation),
                     "kinds": equation.kinds,
                     "routes": equation.routes,
@@ -663,17 +738,30 @@ def write_ledger(app: Sphinx, exception: Exception | None) -> None:
     draft = path.with_suffix(".json.part")
     draft.write_text(json.dumps(report(app), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(draft, path)
+    shutil.copyfile(path, Path(app.outdir) / path.name)  # for the readers
+
+
+def add_filter(
+    app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Load the filter on the page of the ledger alone."""
+    if pagename == app.config.companion_ledger:
+        app.add_js_file("ledger.js", loading_method="defer")
 
 
 def setup(app: Sphinx) -> None:
     """Register the node, the directive, and the events."""
     app.add_node(nodes.math_block, override=True, html=(visit_math_block, None))
     app.add_node(ledger_table, html=(inline_error, None))
+    app.add_node(live_equation, html=(inline_error, None))
     app.add_directive("equation-ledger", EquationLedger)
+    app.add_directive("live-equation", LiveEquation)
     app.connect("builder-inited", remove_stale)
     app.connect("doctree-read", collect)
     app.connect("env-purge-doc", purge)
     app.connect("env-merge-info", merge)
     app.connect("env-updated", judge)
     app.connect("doctree-resolved", fill_ledger)
+    app.connect("doctree-resolved", fill_live_equation)
+    app.connect("html-page-context", add_filter)
     app.connect("build-finished", write_ledger, priority=999)  # after all else has gone well

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +25,13 @@ ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII
 
 @dataclass(frozen=True)
 class Page:
-    """A chapter or an appendix of the plan; `number` is None for an appendix."""
+    """A chapter or an appendix of the plan; an appendix has no number and needs nothing."""
 
     docname: str
     title: str
     question: str
     number: int | None = None
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,19 @@ def load_plan(path: Path, prefix: str = "book") -> Plan:
             docname = f"{prefix}/{entry['folder']}/{chapter['file']}"
             if docname in chapters:
                 raise ExtensionError(f"{path.name} lists {docname} twice")
-            page = Page(docname, chapter["title"], chapter["question"], number)
+            needs = tuple(chapter.get("needs", ()))
+            page = Page(docname, chapter["title"], chapter["question"], number, needs)
             chapters[docname] = page
             pages.append(page)
         parts.append(Part(f"{ROMAN[index]} · {entry['title']}", entry["title"], tuple(pages)))
+    plan = Plan(tuple(parts), (), chapters)
+    for page in chapters.values():
+        for need in page.needs:
+            earlier = plan.find(need)
+            if earlier is None or (earlier.number or 0) >= (page.number or 0):
+                raise ExtensionError(
+                    f"{path.name}: {page.docname} needs {need}, which is no earlier chapter"
+                )
     appendices = tuple(
         Page(f"{prefix}/{entry['file']}", entry["title"], entry["question"])
         for entry in raw.get("appendices", [])
@@ -134,7 +147,7 @@ def sidebar(app: Sphinx, pagename: str, context: dict[str, Any]) -> BeautifulSou
         item = soup.new_tag("li", attrs={"class": "toctree-l1"})
         label = f"{page.number}. " if page.number else ""
         if written:
-            if page.docname == pagename:
+            if page.docname == pagename or pagename.startswith(f"{page.docname}/"):
                 item["class"] = "toctree-l1 current active"
             link = soup.new_tag("a", attrs={"class": "reference internal"})
             link["href"] = "#" if page.docname == pagename else context["pathto"](page.docname)
@@ -186,7 +199,9 @@ def check_pages(app: Sphinx, env: BuildEnvironment) -> None:
     if not plan.parts:
         return
     known = {*plan.chapters, *(page.docname for page in plan.appendices), app.config.root_doc}
-    strangers = sorted(set(env.all_docs) - known)
+    # An appendix may have pages of its own: those of the reference lie in a folder of its name.
+    folders = tuple(f"{page.docname}/" for page in plan.appendices)
+    strangers = sorted(name for name in set(env.all_docs) - known if not name.startswith(folders))
     if strangers:
         raise ExtensionError(
             f"pages that {app.config.companion_contents} does not list: {', '.join(strangers)}"
@@ -256,6 +271,39 @@ def resolve_planned(
     return nodes.inline(text, text, classes=["planned-title"])
 
 
+def reading_minutes(notebook: dict[str, Any]) -> int:
+    """Estimate how long a chapter takes to read, to the next five minutes.
+
+    A minute for 200 words of prose, and a third of one for each displayed equation and for each
+    three lines of code in view. Solutions of exercises are not counted.
+    """
+    words = displays = lines = 0
+    solving = False
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        if solving := (solving or "{solution-start}" in text) and "{solution-end}" not in text:
+            continue
+        if cell["cell_type"] == "markdown":
+            text = re.sub(r"^(`{3,}|:{3,})\{solution\}.*?^\1\s*$", "", text, flags=re.M | re.S)
+            displays += text.count("$$") // 2
+            words += len(re.sub(r"\$\$.*?\$\$|\$[^$]*\$", " x ", text, flags=re.S).split())
+        elif "hide-input" not in cell.get("metadata", {}).get("tags", []):
+            lines += sum(bool(line.strip()) for line in text.splitlines())
+    minutes = words / 200 + displays / 3 + lines / 9
+    return 5 * math.ceil(minutes / 5)
+
+
+def told_times(env: BuildEnvironment, docname: str) -> str:
+    """Say how long a chapter takes to read and to run; nothing of a page without code."""
+    path = Path(env.doc2path(docname))
+    if docname not in env.found_docs or path.suffix != ".ipynb":
+        return ""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    told = f"{reading_minutes(notebook)} min"
+    seconds = notebook["metadata"].get("companion_build", {}).get("processor_seconds")
+    return told + (f", runs in {max(1, round(seconds))} s" if seconds is not None else "")
+
+
 class BookContents(SphinxDirective):
     """The whole plan of the book, with one question for each chapter."""
 
@@ -288,6 +336,9 @@ class BookContents(SphinxDirective):
             head += page_link(self.env, page)
             question = nodes.paragraph("", "", classes=["book-page-question"])
             question.extend(self.state.inline_text(page.question, self.lineno)[0])
+            if times := told_times(self.env, page.docname):
+                question += nodes.Text(" ")
+                question += nodes.inline("", times, classes=["book-page-times"])
             items += nodes.list_item("", head, question)
         group += items
         return group

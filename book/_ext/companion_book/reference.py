@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -15,11 +16,14 @@ from docutils.utils import new_document
 from myst_parser.mocking import MockRSTParser
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import stringify_annotation
 
 from .plan import note_dependent, plan_of
 
+FOLDER = "book/api/"
 ORDER = [
     "foundations",
     "transformer",
@@ -33,6 +37,7 @@ ORDER = [
     "core",
     "data",
     "verify",
+    "command",
 ]
 
 
@@ -84,6 +89,38 @@ def inventory(package: ModuleType) -> tuple[dict[str, list[str]], dict[str, list
             seen[id(value)] = path
             homes[module.__name__].append(name)
     return homes, aliases
+
+
+def pages(homes: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Say which modules share a page: a chapter's module has one, and a wing with all in it."""
+    lessons = {
+        module.rpartition(".")[0]
+        for module in homes
+        if module.count(".") == 2 and module.rpartition(".")[0] not in homes
+    }
+    shown: dict[str, list[str]] = {}
+    for module in homes:
+        wing = ".".join(module.split(".")[:2])
+        page = ".".join(module.split(".")[:3]) if wing in lessons else wing
+        if homes[module] or module == page:
+            shown.setdefault(page, []).append(module)
+    return shown
+
+
+def docname_of(module: str) -> str:
+    """Return the page of a module: ``book/api/core`` for ``companion.core``."""
+    return FOLDER + "/".join(module.split(".")[1:])
+
+
+def comment(module: str, name: str) -> list[str]:
+    """Return what the source says about a constant, in the ``#:`` comment above it."""
+    for part in sorted(sys.modules):
+        if part == module or part.startswith(f"{module}."):
+            analyzer = ModuleAnalyzer.for_module(part)
+            analyzer.analyze()
+            if ("", name) in analyzer.attr_docs:
+                return analyzer.attr_docs["", name]
+    return []
 
 
 def first_sentence(value: Any) -> str:
@@ -144,51 +181,100 @@ def write_signature(
     return f"({', '.join(written)})", result
 
 
-class ApiReference(SphinxDirective):
-    """All public names of a package, grouped by module, in the order of the book."""
+class Reference(SphinxDirective):
+    """What the index and the pages of the reference share."""
 
     has_content = False
     required_arguments = 1
 
+    def chapter_lines(self, module: str) -> list[str]:
+        """Name the chapter of a module, with a link where it is written."""
+        docname = "book/" + "/".join(module.split(".")[1:3])
+        page = plan_of(self.env).chapters.get(docname)
+        if page is None:
+            return []
+        if docname in self.env.found_docs:
+            return [f"Chapter {page.number}: :doc:`/{docname}`.", ""]
+        return [f"Chapter {page.number}, {page.title} (planned).", ""]
+
+    def parse(self, lines: list[str]) -> list[nodes.Node]:
+        """Parse reStructuredText, whatever this page itself is written in."""
+        document = new_document(self.env.doc2path(self.env.docname), self.state.document.settings)
+        document.reporter = self.state.document.reporter
+        MockRSTParser().parse("\n".join(lines), document)
+        for node in document.findall(nodes.Element):
+            for name in node.get("names", []):
+                self.state.document.nameids.setdefault(name, (node["ids"] or [None])[0])
+        return list(document.children)
+
+
+class ApiIndex(Reference):
+    """All public names of a package by module, in the order of the book, each a link."""
+
     def run(self) -> list[nodes.Node]:
-        """Write the reference as reStructuredText for autodoc, and parse that."""
+        """Write the index as reStructuredText, and parse that."""
         note_dependent(self.env)
         package = importlib.import_module(self.arguments[0])
-        homes, aliases = inventory(package)
+        homes, _ = inventory(package)
+        shown = pages(homes)
+        written = {name for name in self.env.found_docs if name.startswith(FOLDER)}
+        wanted = {docname_of(module) for module in shown}
+        if written != wanted:
+            raise ExtensionError(
+                f"one page a module in {FOLDER}: write {sorted(wanted - written)}, "
+                f"remove {sorted(written - wanted)}"
+            )
         groups: dict[str, list[str]] = {}
-        for module in homes:
-            if not homes[module] and module.count(".") > 1:
-                continue  # all of its names are shown with the package that it belongs to
+        for module in shown:
             groups.setdefault(module.split(".")[1], []).append(module)
         rank = {name: index for index, name in enumerate(ORDER)}
         lines: list[str] = []
-        for group in sorted(groups, key=lambda name: (rank.get(name, len(rank)), name)):
+        for group in sorted(groups, key=lambda name: (rank[name], name)):
             title = group_title(plan_of(self.env), group)
             lines += ["", title, "=" * 2 * len(title), ""]
             for module in sorted(groups[group], key=self.reading_order):
-                lines += self.module_lines(module, homes[module])
-        content = self.parse(lines)
-        self.note_aliases(content, aliases)
-        return content
+                lines += self.module_lines(module, shown[module], homes)
+        return self.parse(lines)
 
     def reading_order(self, module: str) -> tuple[int, str]:
         """Sort modules as their chapters."""
         page = plan_of(self.env).chapters.get("book/" + "/".join(module.split(".")[1:3]))
         return (page.number or 0 if page else 0, module)
 
-    def module_lines(self, name: str, names: list[str]) -> list[str]:
+    def module_lines(self, name: str, modules: list[str], homes: dict[str, list[str]]) -> list[str]:
+        """Write the entry of one page: its module, what it is about, and its names."""
+        summary = first_line(importlib.import_module(name).__doc__)
+        lines = [f":doc:`{name} </{docname_of(name)}>`", "   " + summary, ""]
+        names = [
+            f":py:obj:`{each} <{module}.{each}>`" for module in modules for each in homes[module]
+        ]
+        return [*lines, "   " + ", ".join(names), ""]
+
+
+class ApiModule(Reference):
+    """The names of one module, and of its public modules, each from its docstring."""
+
+    def run(self) -> list[nodes.Node]:
+        """Write the page as reStructuredText for autodoc, and parse that."""
+        note_dependent(self.env)
+        name = self.arguments[0]
+        homes, aliases = inventory(importlib.import_module(name.split(".")[0]))
+        lines: list[str] = []
+        for module in pages(homes)[name]:
+            lines += self.module_lines(module, homes[module], title=module != name)
+        content = self.parse(lines)
+        self.note_aliases(content, aliases)
+        return content
+
+    def module_lines(self, name: str, names: list[str], *, title: bool) -> list[str]:
         """Write the entry of one module."""
         module = importlib.import_module(name)
-        lines = ["", name, "-" * len(name), "", f".. py:module:: {name}", ""]
+        lines = ["", name, "-" * len(name), ""] if title else []
+        lines += [f".. py:module:: {name}", ""]
         summary = first_line(module.__doc__)
         if summary:
             lines += [summary, ""]
-        docname = "book/" + "/".join(name.split(".")[1:3])
-        if docname in self.env.found_docs and docname in plan_of(self.env).chapters:
-            lines += [f"Chapter: :doc:`/{docname}`.", ""]
-        elif docname in plan_of(self.env).chapters:
-            page = plan_of(self.env).chapters[docname]
-            lines += [f"Chapter {page.number}, {page.title} (planned).", ""]
+        lines += self.chapter_lines(name)
         for each in names:
             value = getattr(module, each)
             told = first_sentence(value)
@@ -207,18 +293,12 @@ class ApiReference(SphinxDirective):
             ):
                 lines += [f".. autofunction:: {path}", ""]
             else:
-                lines += [f".. autodata:: {path}", "   :no-value:", ""]
+                lines += [f".. py:data:: {each}", f"   :module: {name}"]
+                written = repr(value)
+                if len(written) <= 60 and "<" not in written:
+                    lines += [f"   :value: {written}"]
+                lines += ["", *(f"   {line}" for line in comment(name, each)), ""]
         return lines
-
-    def parse(self, lines: list[str]) -> list[nodes.Node]:
-        """Parse reStructuredText, whatever this page itself is written in."""
-        document = new_document(self.env.doc2path(self.env.docname), self.state.document.settings)
-        document.reporter = self.state.document.reporter
-        MockRSTParser().parse("\n".join(lines), document)
-        for node in document.findall(nodes.Element):
-            for name in node.get("names", []):
-                self.state.document.nameids.setdefault(name, (node["ids"] or [None])[0])
-        return list(document.children)
 
     def note_aliases(self, content: list[nodes.Node], aliases: dict[str, list[str]]) -> None:
         """Let links use any public path of an object, not only the one shown."""
@@ -244,6 +324,8 @@ def group_title(plan: Any, group: str) -> str:
         "core": "Core: devices, randomness, training, figures",
         "data": "Data: real texts, vectors, and models",
         "verify": "Verify: checks of equations",
+        "models": "Models: pretrained models, their files, and generation",
+        "command": "Command: what stands behind the command line",
     }
     for part in plan.parts:
         if part.pages and part.pages[0].docname.split("/")[-2] == group:
@@ -251,8 +333,19 @@ def group_title(plan: Any, group: str) -> str:
     return extra.get(group, group.replace("_", " ").capitalize())
 
 
+def lighten(
+    app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Take from the signatures the marks around every word, a third of such a page."""
+    if pagename.startswith(FOLDER):
+        body = re.sub(r'<span class="pre">([^<]*)</span>', r"\1", context.get("body", ""))
+        context["body"] = body.replace('<span class="w"> </span>', " ")
+
+
 def setup(app: Sphinx) -> None:
     """Register the directive and the signature writer."""
-    app.add_directive("api-reference", ApiReference)
+    app.add_directive("api-index", ApiIndex)
+    app.add_directive("api-module", ApiModule)
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-signature", write_signature)
+    app.connect("html-page-context", lighten)
