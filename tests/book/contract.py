@@ -74,15 +74,6 @@ class Cell:
         return sum(bool(line.strip()) for line in self.source.splitlines())
 
     @property
-    def plots(self) -> bool:
-        return bool(re.search(r"\bplt\.|\bax\w*\.|\baxes\b|\bfigures\.(?!style)", self.source))
-
-    @property
-    def reads(self) -> bool:
-        """Whether the cell reads formulas of the page: such checks stand apart from the lesson."""
-        return "verify.page(" in self.source
-
-    @property
     def tags(self) -> set[str]:
         return set(self.metadata.get("tags", []))
 
@@ -116,16 +107,9 @@ class Page:
         return [Cell(n, c.source, dict(c.metadata)) for n, c in enumerate(code, 1)]
 
     @cached_property
-    def formatted(self) -> bool:
-        """Whether the cells are written plainly and formatted; all chapters will be."""
-        return self.header.get("cells") == "formatted"
-
-    @cached_property
     def lesson(self) -> list[Cell]:
         """The cells of the lesson itself, in view: all but those that check, draw or set up."""
-        if self.formatted:
-            return [cell for cell in self.cells if not cell.folded]
-        return [cell for cell in self.cells if not cell.reads]
+        return [cell for cell in self.cells if not cell.folded]
 
     @cached_property
     def markdown(self) -> str:
@@ -191,24 +175,8 @@ def ending(page: Page) -> Iterator[str]:
 
 
 @rule
-def cell_sizes(page: Page) -> Iterator[str]:
-    if page.formatted:
-        return
-    if not 12 <= len(page.lesson) <= 20:
-        yield f"{len(page.lesson)} code cells; 12 to 20 make a lesson"
-    for cell in page.cells:
-        if cell.lines > 25:
-            yield f"code cell {cell.number} has {cell.lines} lines; 25 is the most"
-    middle = statistics.median([cell.lines for cell in page.lesson] or [0])
-    if middle > 8:
-        yield f"the median cell has {middle:g} lines; 8 is the most"
-
-
-@rule
 def plain_cells(page: Page) -> Iterator[str]:
     """A cell in view shows one thing in at most 20 lines, one idea a line."""
-    if not page.formatted:
-        return
     for cell in page.cells:
         if not cell.folded and cell.lines > 20:
             yield f"code cell {cell.number} is in view and has {cell.lines} lines; 20 is the most"
@@ -232,8 +200,6 @@ def plain_cells(page: Page) -> Iterator[str]:
 @rule
 def formatting(page: Page) -> Iterator[str]:
     """Cells look as the formatter leaves them, at a width that fits beside a sidebar."""
-    if not page.formatted:
-        return
     sources = [cell.source.strip("\n") for cell in page.cells]
     command = [sys.executable, "-m", "ruff", "format", "--line-length", str(WIDTH), "--quiet", "-"]
     for cell, source in zip(page.cells, sources, strict=True):
@@ -265,16 +231,10 @@ def folding(page: Page) -> Iterator[str]:
     for cell in page.cells:
         if unknown := cell.tags - TAGS:
             yield f"code cell {cell.number} has the tag {', '.join(sorted(unknown))}"
-        if page.formatted:
-            if VERIFY.search(cell.source) and not cell.folded:
-                yield f"code cell {cell.number} verifies and is in view: fold it under a summary"
-            if cell.folded and not cell.summary:
-                yield f"code cell {cell.number} is folded without code_prompt_show, its summary"
-        elif "hide-input" in cell.tags:
-            if cell.number > 1 and not cell.plots:
-                yield f"code cell {cell.number} is folded, but is neither setup nor plotting"
-            if VERIFY.search(cell.source):
-                yield f"code cell {cell.number} folds a verification"
+        if VERIFY.search(cell.source) and not cell.folded:
+            yield f"code cell {cell.number} verifies and is in view: fold it under a summary"
+        if cell.folded and not cell.summary:
+            yield f"code cell {cell.number} is folded without code_prompt_show, its summary"
 
 
 @rule

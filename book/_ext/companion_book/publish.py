@@ -1,4 +1,4 @@
-"""What lies beside the pages: a map of the site, cards for links, a 404 page, the whole in one file.
+"""What lies beside the pages: a map of the site, cards for links, a 404 page, one file of all.
 
 The address of the published book and of its repository are said in one place, ``companion_site``
 and ``repository.url`` in ``_config.yml``. Where they are empty, what needs them is left out.
