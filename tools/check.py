@@ -32,8 +32,8 @@ SHAPES = (
 )
 ELSEWHERE = ("--ignore=tests/compile", "--ignore=tests/site")  # have stages of their own
 CODE = ("companion", "tests", "tools", "benchmarks", "book/_ext", "book/_runs")
-# What a chapter's function does is said by the text around it. A chapter imports where a lesson
-# needs it, the last line of a cell shows or hides a value, and letters are the page's, O for outputs.
+# The text around a function of a chapter says what it does. A chapter imports where a lesson needs
+# it, the last line of a cell shows or hides a value, and letters are the page's, O for outputs.
 CHAPTER_RULES = "B018,D,E402,E703,E741"
 
 
