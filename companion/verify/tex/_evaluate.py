@@ -31,6 +31,7 @@ from companion.verify.tex._nodes import (
     Negative,
     Node,
     Number,
+    Path,
     Postfix,
     Power,
     Product,
@@ -44,7 +45,15 @@ from companion.verify.tex._nodes import (
 )
 from companion.verify.tex._reading import Adjoint, Definition, Law, Scope, Table, Unread, parameters
 
-__all__ = ["bare_indices", "evaluate", "free_names", "index_range", "truth"]
+__all__ = [
+    "bare_indices",
+    "bound_at",
+    "evaluate",
+    "free_names",
+    "index_range",
+    "sets_of",
+    "truth",
+]
 
 _MOST_TERMS = 100_000
 KRONECKER = r"\delta"
@@ -106,8 +115,9 @@ def _call_by_names(text: str, function: Callable[..., Any], scope: Scope) -> Any
     deeper.depth = scope.depth + 1
     arguments = {}
     for parameter in parameters(function):
-        value = _name(Name(scope.text_of_parameter(parameter)), deeper)
-        if isinstance(value, range | list | tuple | set | frozenset):
+        on_page = scope.text_of_parameter(parameter)
+        value = _name(Name(on_page), deeper)
+        if isinstance(value, range | list | tuple | set | frozenset) and not scope.is_set(on_page):
             raise Misfit(f"{text} needs one value of {parameter}, which runs")
         arguments[parameter] = value
     if not arguments:
@@ -294,6 +304,38 @@ def _free_in(value: Any, bound: frozenset[str]) -> Iterator[str]:
     elif isinstance(value, tuple):
         for one in value:
             yield from _free_in(one, bound)
+
+
+def bound_at(node: Node, path: Path) -> set[str]:
+    """Return the names that run, or are set, around the place of a tree to which a path leads."""
+    found: set[str] = set()
+    for place, part in nodes_of(node):
+        if len(place) < len(path) and path[: len(place)] == place:
+            if isinstance(part, BigOp):
+                found |= {name.text for name in part.names}
+            elif isinstance(part, Limit | At):
+                found.add(part.name.text)
+    return found
+
+
+def sets_of(node: Node, scope: Scope) -> set[str]:
+    r"""Return the names with a list or a range that are sets here: they stand beside an \in.
+
+    What has sets as its elements is no set of numbers. It runs over them.
+    """
+    found = set()
+    for _, part in nodes_of(node):
+        if not isinstance(part, Relation):
+            continue
+        for sign, left, right in zip(part.signs, part.sides, part.sides[1:], strict=False):
+            holder = {r"\in": right, r"\notin": right, r"\not\ni": left}.get(sign)
+            if isinstance(holder, Name):
+                value = scope.values.get(holder.text)
+                if isinstance(value, range | list | tuple) and not any(
+                    isinstance(one, range | list | set | frozenset) for one in value
+                ):
+                    found.add(holder.text)
+    return found
 
 
 # --------------------------------------------------------------------------------- arithmetic
@@ -669,6 +711,8 @@ def _compare(sign: str, left: Any, right: Any) -> bool:
         if left.numel() != 1 or right.numel() != 1:
             raise Misfit("a condition compares numbers")
         left, right = left.item(), right.item()
+    if isinstance(left, int | float) != isinstance(right, int | float):
+        raise Misfit("a condition compares a number with what is none")
     if isinstance(left, float) and isinstance(right, int | float) and sign in ("=", r"\ne"):
         near = abs(left - right) <= 1e-12 * max(abs(left), abs(right), 1)
         return near == (sign == "=")
@@ -676,8 +720,8 @@ def _compare(sign: str, left: Any, right: Any) -> bool:
         return bool(left == right)
     if sign == r"\ne":
         return bool(left != right)
-    if isinstance(left, str) or isinstance(right, str):
-        raise Misfit("words are not ordered")
+    if not isinstance(left, int | float):
+        raise Misfit("words and sets are not ordered")
     return bool(
         {"<": left < right, ">": left > right, r"\le": left <= right, r"\ge": left >= right}[sign]
     )

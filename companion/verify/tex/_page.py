@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from itertools import pairwise, product
 from typing import Any, cast
 
@@ -18,9 +19,11 @@ from companion.verify.tex._evaluate import (
     FOLDS,
     KRONECKER,
     bare_indices,
+    bound_at,
     evaluate,
     free_names,
     index_range,
+    sets_of,
     truth,
 )
 from companion.verify.tex._lexicon import forms_of, text_of
@@ -54,6 +57,8 @@ _DIFFERENCES = 1e-6
 _ONES, _IDENTITY = (r"\mathbf 1",), ("I", r"\mathbf I")
 #: Keys of a reading that are no names: what the library computes for a side of the first claim.
 _ENDS = ("left side", "right side")
+#: What a wrong version may raise where it has no value: it may index, compare or call anything.
+_NO_VALUE = (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, AttributeError)
 _BOUNDS = {r"\le": 1, "<": 1, r"\ge": -1, ">": -1}
 
 
@@ -267,8 +272,12 @@ def _adjoints(values: Reading, loss: Callable[..., Any] | None) -> list[str]:
 def _sheet(label: str, tex: str, given: Sequence[str], scope: Scope) -> _Sheet:
     """Sort the statements of a display into claims, definitions and conditions."""
     for text in given:
-        _define_from(parse(text, scope.lexicon), scope)
-    display = _bind(parse(tex, scope.lexicon), scope)
+        other = parse(text, scope.lexicon)
+        scope.sets |= sets_of(other, scope)
+        _define_from(_bind(other, scope), scope)
+    display = parse(tex, scope.lexicon)
+    scope.sets |= sets_of(display, scope)
+    display = _bind(display, scope)
     claims: list[Relation | tuple[Relation, Relation]] = []
     conditions: list[Node] = []
     definitions: dict[str, Definition] = {}
@@ -308,11 +317,12 @@ def _bind(display: Display, scope: Scope) -> Display:
         if not isinstance(node, BigOp) or node.condition is None:
             continue
         own = {name.text for name in node.names}
-        outside = set(free_names(put(display, path, Number("0"))))
+        # What stands elsewhere, or runs under a sum sign around this one, is given from outside.
+        outside = set(free_names(put(display, path, Number("0")))) | bound_at(display, path)
         extra = [
             Name(text)
             for text in dict.fromkeys(free_names(node.condition))
-            if text not in own | outside
+            if text not in own | outside | scope.sets
             and isinstance(scope.values.get(text, ()), range | list | tuple)
             and not (_known(text, scope) and text not in scope.values)
         ]
@@ -489,7 +499,7 @@ def _points(
     for part in (relation, *([arrow] if arrow else []), *conditions):
         for text in free_names(part):
             value = scope.values.get(text)
-            is_range = isinstance(value, range | list)
+            is_range = isinstance(value, range | list) and text not in scope.sets
             unknown = not _known(text, scope) and text not in laws
             if (is_range or unknown) and text not in names and _is_index(text, part, scope):
                 names.append(text)
@@ -553,7 +563,7 @@ def _side(
                 if not claim.infinite:  # no evidence, unless the claim itself is about infinity
                     raise Misfit("a side is infinite")
             found.append(value)
-        except Misfit:
+        except _NO_VALUE:
             if not partial:
                 raise
             found.append(None)
@@ -592,6 +602,15 @@ def _scope(sheet: _Sheet, route: str, fold: int | None = None) -> Scope:
     return scope
 
 
+class _Fate(Enum):
+    """What becomes of a wrong version."""
+
+    REJECTED = "its numbers differ from the formula's"
+    ACCEPTED = "its numbers agree everywhere"
+    IDLE = "its numbers agree where it has any, and it lacks some that the formula has"
+    NONE = "it has no value at all"
+
+
 @dataclass
 class _Verdict:
     """How a relation fares at all points of a reading."""
@@ -601,6 +620,7 @@ class _Verdict:
     off: float = 0.0
     evaluable: bool = True
     compared: int = 0
+    missing: bool = False  # whether a wrong version lacks a value where the formula has one
 
     @property
     def least(self) -> float:
@@ -625,10 +645,12 @@ def _verdict(
     fresh: bool = False,
 ) -> _Verdict:
     verdict = _Verdict()
+    partial = fresh or changed is not None
     values = [
-        _side(claim, i, side, scope, keep=i != changed and not fresh, partial=changed is not None)
+        _side(claim, i, side, scope, keep=i != changed and not fresh, partial=partial)
         for i, side in enumerate(sides)
     ]
+    verdict.missing = any(value is None for side in values for value in side)
     if changed is not None and all(v is None for v in values[changed]):
         return replace(verdict, evaluable=False)
     for k, ((a, b), sign) in enumerate(zip(pairwise(values), signs, strict=True)):
@@ -891,21 +913,20 @@ def _reject(
     """Make wrong versions and require that each comes out wrong under some reading."""
     rejected: list[str] = []
     survivors: list[str] = []
-    idle: set[str] = set()
-    for name, fares in _candidates(settings, sheets):
-        outcome = fares()
+    idle: list[str] = []
+    fruitless: dict[str, bool] = {}
+    for tree, name, fares in _candidates(settings, sheets):
+        fate = fares()
         unique, count = name, 1
-        while unique in rejected or unique in survivors:
+        while unique in rejected or unique in survivors or unique in idle:
             count += 1
             unique = f"{name} [{count}]"
-        if outcome is None:
-            idle.add(unique)
-        elif outcome:
+        fruitless[tree] = fruitless.get(tree, True) and fate is not _Fate.REJECTED
+        if fate is _Fate.REJECTED:
             rejected.append(unique)
-        elif name.startswith(("arguments of", "boundary of")) or " turned by one" in name:
-            # A symmetric function; a boundary that no number hits; a sum over all of an index.
-            idle.add(unique)
-        else:
+        elif fate is _Fate.IDLE:
+            idle.append(unique)
+        elif fate is _Fate.ACCEPTED and not _may_be_right(name):
             survivors.append(unique)
     for name, reason in equivalent.items():
         if not reason.strip():
@@ -916,7 +937,7 @@ def _reject(
             raise VerificationError(
                 f"{settings.label}: {name!r} is called equivalent, but it is rejected"
             )
-        else:
+        elif name not in idle:
             raise VerificationError(
                 f"{settings.label}: {name!r} is called equivalent, but there is no such mutant"
             )
@@ -931,17 +952,31 @@ def _reject(
             f"{settings.label}: only {len(rejected)} wrong versions can be told from the formula, "
             "so it says too little to be checked"
         )
+    for tree, nothing in fruitless.items():
+        if nothing:
+            raise VerificationError(
+                f"{settings.label}: no wrong version of {tree} comes out wrong, so that part of the "
+                "formula is not checked"
+            )
     return rejected
+
+
+def _may_be_right(name: str) -> bool:
+    """Tell what is no mistake in a symmetric function, at a boundary, in a sum over all."""
+    return name.startswith(("arguments of", "boundary of")) or " turned by one" in name
 
 
 def _candidates(
     settings: _Settings, sheets: Sequence[_Sheet]
-) -> Iterator[tuple[str, Callable[[], bool | None]]]:
+) -> Iterator[tuple[str, str, Callable[[], _Fate]]]:
+    """Yield wrong versions: of which claim or definition, what was done, and how it fares."""
     first = sheets[0]
     for c, claim in enumerate(first.claims):
         relation = claim.relation
+        tree = to_tex(relation)
         if claim.arrow is not None:
-            yield from _arrow_mutants(settings, sheets, c)
+            for name, fares in _arrow_mutants(settings, sheets, c):
+                yield tree, name, fares
             continue
         alike = _alike(first, relation)
         for side in relation.sides:  # y for x in y = f(x) is no slip of the pen
@@ -954,22 +989,19 @@ def _candidates(
             last = i == len(relation.sides) - 1 and Number("0") not in relation.sides
             for name, wrong in mutants_of(side, alike=alike, whole=last):
                 sides = (*relation.sides[:i], wrong, *relation.sides[i + 1 :])
-                yield name, _trial(settings, sheets, c, relation.signs, sides, i)
+                yield tree, name, _trial(settings, sheets, c, relation.signs, sides, i)
         for k, sign in enumerate(relation.signs):
             if sign in _BOUNDS:
                 other = {r"\le": r"\ge", r"\ge": r"\le", "<": ">", ">": "<"}[sign]
                 signs = (*relation.signs[:k], other, *relation.signs[k + 1 :])
-                yield (
-                    f"{other} for {sign}",
-                    _trial(settings, sheets, c, signs, relation.sides, None),
-                )
+                fares = _trial(settings, sheets, c, signs, relation.sides, None)
+                yield tree, f"{other} for {sign}", fares
     for name, made in first.definitions.items():
         alike = _alike(first, made.body)
         for what, wrong in mutants_of(made.body, alike=alike, whole=False):
-            yield (
-                f"{what} in {name}",
-                _redefined(settings, sheets, name, Definition(wrong, made.parameters)),
-            )
+            changed = Definition(wrong, made.parameters)
+            fares = _redefined(settings, sheets, name, changed)
+            yield f"the definition of {name}", f"{what} in {name}", fares
 
 
 def _alike(sheet: _Sheet, node: Node) -> dict[str, str]:
@@ -1013,9 +1045,9 @@ def _trial(
     signs: Sequence[str],
     sides: Sequence[Node],
     changed: int | None,
-) -> Callable[[], bool | None]:
-    def fares() -> bool | None:
-        evaluable = False
+) -> Callable[[], _Fate]:
+    def fares() -> _Fate:
+        evaluable = missing = False
         gaps: dict[int, tuple[float, float]] = {}
         for sheet in sheets:
             claim = sheet.claims[c]
@@ -1025,34 +1057,52 @@ def _trial(
                         settings, claim, signs, sides, sheet, changed=changed
                     )
                     if verdict.evaluable and verdict.off > settings.z:
-                        return True
+                        return _Fate.REJECTED
                     evaluable |= verdict.evaluable
+                    missing |= not verdict.evaluable
                     continue
                 verdict = _verdict(
                     settings, claim, signs, sides, _scope(sheet, "autograd"), sheet, changed=changed
                 )
-            except (Misfit, Unread, RuntimeError, ValueError, OverflowError, ZeroDivisionError):
+            except _NO_VALUE:
+                missing = True
                 continue
+            missing |= verdict.missing
             if not verdict.evaluable or not verdict.compared:
+                missing = True
                 continue
             evaluable = True
             _join(gaps, verdict.gaps)
             if not verdict.error <= settings.tol:
-                return True
-        if not evaluable:
-            return None
-        # A bound that holds, but that no reading comes near, says less than the page.
-        return any(low > settings.slack for low, _ in gaps.values())
+                return _Fate.REJECTED
+        return _fate(settings, gaps, evaluable=evaluable, missing=missing)
 
     return fares
 
 
+def _fate(
+    settings: _Settings,
+    gaps: Mapping[Any, tuple[float, float]],
+    *,
+    evaluable: bool,
+    missing: bool,
+) -> _Fate:
+    """Judge a wrong version that agrees with the formula wherever it has a value."""
+    if not evaluable:
+        return _Fate.NONE
+    if missing:  # it is told from the formula, but by no number
+        return _Fate.IDLE
+    # A bound that holds, but that no reading comes near, says less than the page.
+    flat = any(low > settings.slack for low, _ in gaps.values())
+    return _Fate.REJECTED if flat else _Fate.ACCEPTED
+
+
 def _redefined(
     settings: _Settings, sheets: Sequence[_Sheet], name: str, wrong: Definition
-) -> Callable[[], bool | None]:
-    def fares() -> bool | None:
-        evaluable = False
-        gaps: dict[tuple[int, int], float] = {}
+) -> Callable[[], _Fate]:
+    def fares() -> _Fate:
+        evaluable = missing = False
+        gaps: dict[tuple[int, int], tuple[float, float]] = {}
         for sheet in sheets:
             scope = _scope(sheet, "autograd")
             scope.definitions = {**scope.definitions, name: wrong}
@@ -1070,21 +1120,27 @@ def _redefined(
                         sheet,
                         fresh=True,
                     )
-                except (Misfit, Unread, RuntimeError, ValueError, OverflowError):
+                except _NO_VALUE:
+                    missing = True
                     continue
-                evaluable |= verdict.evaluable
-                for k, (low, _) in verdict.gaps.items():
-                    gaps[c, k] = min(gaps.get((c, k), math.inf), low)
-                if verdict.evaluable and not verdict.error <= settings.tol:
-                    return True
-        return any(gap > settings.slack for gap in gaps.values()) if evaluable else None
+                missing |= verdict.missing
+                if not verdict.evaluable or not verdict.compared:
+                    missing = True
+                    continue
+                evaluable = True
+                for k, extremes in verdict.gaps.items():
+                    low, high = gaps.get((c, k), (math.inf, -math.inf))
+                    gaps[c, k] = min(low, extremes[0]), max(high, extremes[1])
+                if not verdict.error <= settings.tol:
+                    return _Fate.REJECTED
+        return _fate(settings, gaps, evaluable=evaluable, missing=missing)
 
     return fares
 
 
 def _arrow_mutants(
     settings: _Settings, sheets: Sequence[_Sheet], c: int
-) -> Iterator[tuple[str, Callable[[], bool | None]]]:
+) -> Iterator[tuple[str, Callable[[], _Fate]]]:
     claim = sheets[0].claims[c]
     assert claim.arrow is not None
     for which, relation in (("first", claim.relation), ("second", claim.arrow)):
@@ -1108,20 +1164,23 @@ def _arrow_mutants(
 
 def _arrow_trial(
     sheets: Sequence[_Sheet], c: int, which: str, wrong: Relation
-) -> Callable[[], bool | None]:
-    def fares() -> bool | None:
-        evaluable = False
+) -> Callable[[], _Fate]:
+    def fares() -> _Fate:
+        evaluable = missing = False
         for sheet in sheets:
             claim = sheet.claims[c]
             assert claim.arrow is not None
             try:
                 one = _truths(claim, wrong, sheet)
                 two = _truths(claim, claim.arrow if which == "first" else claim.relation, sheet)
-            except (Misfit, Unread, RuntimeError, ValueError, OverflowError):
+            except _NO_VALUE:
+                missing = True
                 continue
             evaluable = True
             if one != two:
-                return True
-        return False if evaluable else None
+                return _Fate.REJECTED
+        if not evaluable:
+            return _Fate.NONE
+        return _Fate.IDLE if missing else _Fate.ACCEPTED
 
     return fares

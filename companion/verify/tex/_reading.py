@@ -188,6 +188,7 @@ class Scope:
         self.sizes = sizes
         self.definitions: dict[str, Definition] = {}
         self.bound: dict[str, Any] = {}
+        self.sets: set[str] = set()  # names whose list or range is a set, and no index's values
         self.cache: dict[Any, Any] = {}
         self.drawn: dict[Any, Any] = {}
         self.route = "autograd"
@@ -227,6 +228,11 @@ class Scope:
         if not self.watched.isdisjoint(names):
             other.cache = {}
         return other
+
+    def is_set(self, text: str) -> bool:
+        """Tell whether a name stands for a set as a whole, and not for what runs over it."""
+        value = self.values.get(text)
+        return text in self.bound or text in self.sets or isinstance(value, set | frozenset)
 
     def origin(self, base: str) -> int:
         """Return the index of the first entry of an array, as the page counts."""
