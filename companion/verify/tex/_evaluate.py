@@ -68,7 +68,10 @@ def evaluate(node: Node, scope: Scope) -> Any:
         Unread: If names lack a reading.
         Misfit: If an operation does not fit its operands.
     """
-    return _RULES[type(node)](node, scope)
+    rule = _RULES.get(type(node))
+    if rule is None:
+        raise Misfit("a relation, or a part of an index, stands where a value is needed")
+    return rule(node, scope)
 
 
 # -------------------------------------------------------------------------------------- names
@@ -122,7 +125,12 @@ def _call_by_names(text: str, function: Callable[..., Any], scope: Scope) -> Any
         arguments[parameter] = value
     if not arguments:
         raise Misfit(f"{text} is a function, and stands without its arguments")
-    return _checked(function(**arguments))
+    try:
+        return _checked(function(**arguments))
+    except (Misfit, Unread):
+        raise
+    except Exception as error:  # the reading's own, at indices that a wrong version asks for
+        raise Misfit(f"{text}: {type(error).__name__}: {error}") from error
 
 
 def _checked(value: Any) -> Any:
@@ -156,10 +164,32 @@ def _index(node: Index, scope: Scope) -> Any:
     value = lookup(base.text, scope) if isinstance(base, Name) else evaluate(base, scope)
     if isinstance(value, Definition) and value.parameters:
         return _defined(value, [_at(one, 0, 0, scope) for one in node.at], scope)
+    if _takes_indices(value, node.at, scope):
+        return call(value, [_at(one, 0, 0, scope) for one in node.at])
     if isinstance(base, Name) and not isinstance(value, list | tuple):
         value = _name(base, scope)
     name = base.text if isinstance(base, Name) else ""
     return _entry(value, name, node.at, scope)
+
+
+def _takes_indices(value: Any, at: Sequence[Node], scope: Scope) -> bool:
+    """Tell a function of indices, as R_{t-j} of a number, from a quantity that is an array.
+
+    The parameters of a quantity are names on the page; those of a function of indices are not, or
+    they run.
+    """
+    if not callable(value) or isinstance(value, Table):
+        return False
+    names = [scope.text_of_parameter(name) for name in parameters(value)]
+    if len(names) != len(at) or any(isinstance(one, Slice) for one in at):
+        return False
+    for text in names:
+        if text in scope.definitions or isinstance(scope.bound.get(text), Tensor):
+            return False
+        given = scope.values.get(text)
+        if given is not None and not isinstance(given, range | list | tuple | set | frozenset):
+            return False
+    return True
 
 
 def _entry(value: Any, name: str, at: Sequence[Node], scope: Scope) -> Any:
@@ -479,9 +509,14 @@ def _bars(node: Bars, scope: Scope) -> Any:
         return arithmetic.norm(value, node.kind)
     if node.sort == "mean":
         return tensor(value).mean()
+    if isinstance(value, int):
+        return value
     rounding = {"floor": torch.floor, "ceil": torch.ceil, "round": torch.round}
-    # A quotient of integers may miss its integer by rounding.
-    return rounding[node.sort]((tensor(value) * 2**30).round() / 2**30)
+    # A quotient or a logarithm may miss its integer by rounding, and its half as well.
+    x = tensor(value)
+    half = (2 * x).round() / 2
+    near = (x - half).abs() <= 1e-9 * x.abs().clamp(min=1.0)
+    return rounding[node.sort](torch.where(near, half, x))
 
 
 # ---------------------------------------------------------------------------------- functions
@@ -557,6 +592,11 @@ def _function(node: Node, scope: Scope) -> Any:
 
 
 def _bigop(node: BigOp, scope: Scope) -> Any:
+    if node.sign == r"\mathrm{diag}":
+        entries = [tensor(_value(node.body, inner)) for inner, _ in _terms(node, scope)]
+        if not entries or any(entry.ndim for entry in entries):
+            raise Misfit("the entries of a diagonal are numbers")
+        return torch.stack(entries).diag_embed()
     values: Any = None
     best: Any = None
     for inner, names in _terms(node, scope):

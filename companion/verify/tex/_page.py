@@ -44,7 +44,15 @@ from companion.verify.tex._nodes import (
 )
 from companion.verify.tex._parser import parse
 from companion.verify.tex._printer import to_tex
-from companion.verify.tex._reading import UPDATED, Definition, Scope, Table, Unread, parameters
+from companion.verify.tex._reading import (
+    UPDATED,
+    Definition,
+    Scope,
+    Table,
+    Unread,
+    parameters,
+    texts_of_parameters,
+)
 from companion.verify.tex._source import tex_of
 
 __all__ = ["check", "page"]
@@ -337,6 +345,8 @@ def _ended(sheet: _Sheet, ends: Reading, given: Reading) -> _Sheet:
     sheet.given = given
     for name, value in ends.items():
         sheet.scope.values[name] = value
+        if callable(value):  # of the free indices, too: then it is called at each of their values
+            sheet.scope.watched |= texts_of_parameters(value)
         relation = sheet.claims[0].relation
         if name == "left side":
             signs, sides = ("=", *relation.signs), (Name(name), *relation.sides)
@@ -914,7 +924,7 @@ def _reject(
     rejected: list[str] = []
     survivors: list[str] = []
     idle: list[str] = []
-    fruitless: dict[str, bool] = {}
+    fruitless = {to_tex(claim.relation): True for claim in sheets[0].claims}
     for tree, name, fares in _candidates(settings, sheets):
         fate = fares()
         unique, count = name, 1
@@ -955,8 +965,8 @@ def _reject(
     for tree, nothing in fruitless.items():
         if nothing:
             raise VerificationError(
-                f"{settings.label}: no wrong version of {tree} comes out wrong, so that part of the "
-                "formula is not checked"
+                f"{settings.label}: no wrong version of {tree} comes out wrong, so that part is "
+                "not checked"
             )
     return rejected
 

@@ -216,7 +216,7 @@ class Scope:
         found: set[str] = set()
         callables = [v for v in self.values.values() if callable(v) and not isinstance(v, Table)]
         for value in [*callables, *([self.loss] if self.loss else [])]:
-            found |= {text for name in parameters(value) for text in map(text_of, forms_of(name))}
+            found |= texts_of_parameters(value)
         return found
 
     def child(self, names: Mapping[str, Any]) -> "Scope":
@@ -271,3 +271,8 @@ def parameters(function: Callable[..., Any]) -> list[str]:
         if parameter.default is inspect.Parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
+
+
+def texts_of_parameters(function: Callable[..., Any]) -> set[str]:
+    """Return all names on a page for which the parameters of a function may stand."""
+    return {text_of(form) for name in parameters(function) for form in forms_of(name)}
