@@ -349,9 +349,9 @@ def bound_at(node: Node, path: Path) -> set[str]:
 
 
 def sets_of(node: Node, scope: Scope) -> set[str]:
-    r"""Return the names with a list or a range that are sets here: they stand beside an \in.
+    r"""Return the names that are sets, and no values of an index: they stand beside an \in.
 
-    What has sets as its elements is no set of numbers. It runs over them.
+    What has sets as its elements is no such set. It runs over them.
     """
     found = set()
     for _, part in nodes_of(node):
@@ -361,8 +361,8 @@ def sets_of(node: Node, scope: Scope) -> set[str]:
             holder = {r"\in": right, r"\notin": right, r"\not\ni": left}.get(sign)
             if isinstance(holder, Name):
                 value = scope.values.get(holder.text)
-                if isinstance(value, range | list | tuple) and not any(
-                    isinstance(one, range | list | set | frozenset) for one in value
+                if isinstance(value, range | list | tuple | set | frozenset) and not any(
+                    isinstance(one, range | list | set | frozenset | Tensor) for one in value
                 ):
                     found.add(holder.text)
     return found

@@ -231,8 +231,7 @@ class Scope:
 
     def is_set(self, text: str) -> bool:
         """Tell whether a name stands for a set as a whole, and not for what runs over it."""
-        value = self.values.get(text)
-        return text in self.bound or text in self.sets or isinstance(value, set | frozenset)
+        return text in self.bound or text in self.sets
 
     def origin(self, base: str) -> int:
         """Return the index of the first entry of an array, as the page counts."""
