@@ -738,3 +738,58 @@ def test_a_right_formula_is_read_and_its_wrong_versions_are_refused(name, capsys
     for text in wrong:
         with pytest.raises(VerificationError, match=REFUSED):
             check("eq:test", text, reading, **options)
+
+
+# ----------------------------------------------------------------------------- the route by SymPy
+
+LOGITS = {"L": lambda z, y: lse(z) - y @ z, "z": Z, "y": Y, "p": softmax(Z)}
+DISPLAYED = r"L=\log\sum_je^{z_j}-\sum_jy_jz_j"
+
+
+def routes(record):
+    return [name for name, _ in record.routes]
+
+
+@pytest.mark.parametrize(
+    ("tex", "reading", "given"),
+    [
+        (r"\nabla_zL=p-y", LOGITS, DISPLAYED),
+        (r"\frac{\partial L}{\partial z_i}=p_i-y_i", LOGITS, DISPLAYED),
+        (
+            r"\frac{\partial L}{\partial z_i}=p_i-y_i",
+            LOGITS,
+            r"L=-\sum_jy_j\log q_j,\quad q_i=\frac{e^{z_i}}{\sum_je^{z_j}}",
+        ),
+        (r"\nabla_z^2L=\operatorname{diag}(p)-p^\top p", LOGITS, DISPLAYED),
+        (
+            r"\frac{\partial p_j}{\partial z_i}=p_j\,(\delta_{ij}-p_i)",
+            {"z": Z, "p": softmax},
+            r"p_i=\frac{e^{z_i}}{\sum_je^{z_j}}",
+        ),
+        (
+            r"g''(x)=\frac{2c}{x^3}+\frac1x",
+            {"x": 0.7, "c": 0.3},
+            r"g(x)=\frac cx+x\log x",
+        ),
+    ],
+)
+def test_sympy_differentiates_what_the_page_displays(tex, reading, given):
+    record = check("eq:test", tex, reading, given=[given])
+    assert routes(record) == ["autograd", "finite differences", "SymPy"]
+    assert dict(record.routes)["SymPy"] < 1e-14
+    with pytest.raises(VerificationError, match="differ by"):
+        check("eq:test", tex.replace("=", "=-", 1), reading, given=[given])
+
+
+def test_sympy_finds_a_display_that_is_not_the_function_of_the_reading():
+    wrong = DISPLAYED.replace("-", "-2")
+    with pytest.raises(VerificationError, match=r"by SymPy, .* is off by"):
+        check("eq:test", r"\nabla_zL=p-y", LOGITS, given=[wrong])
+
+
+def test_sympy_is_no_route_where_nothing_is_displayed_or_arrays_are_multiplied():
+    record = check("eq:test", r"\nabla_zL=p-y", LOGITS)
+    assert routes(record) == ["autograd", "finite differences"]
+    products = r"L=\log\sum_je^{z_j}-zy^\top"
+    record = check("eq:test", r"\nabla_zL=p-y", LOGITS, given=[products])
+    assert routes(record) == ["autograd", "finite differences"]

@@ -43,7 +43,16 @@ from companion.verify.tex._nodes import (
     Turned,
     nodes_of,
 )
-from companion.verify.tex._reading import Adjoint, Definition, Law, Scope, Table, Unread, parameters
+from companion.verify.tex._reading import (
+    Adjoint,
+    Definition,
+    Law,
+    Opaque,
+    Scope,
+    Table,
+    Unread,
+    parameters,
+)
 
 __all__ = [
     "bare_indices",
@@ -52,6 +61,7 @@ __all__ = [
     "free_names",
     "index_range",
     "sets_of",
+    "terms_of",
     "truth",
 ]
 
@@ -143,6 +153,8 @@ def _checked(value: Any) -> Any:
 
 def _adjoint(of: str, scope: Scope) -> Tensor:
     assert scope.loss is not None
+    if scope.by_symbols is not None:
+        raise Opaque
     text = scope.text_of_parameter(of)
     scope.root.differentiated = True
 
@@ -593,13 +605,13 @@ def _function(node: Node, scope: Scope) -> Any:
 
 def _bigop(node: BigOp, scope: Scope) -> Any:
     if node.sign == r"\mathrm{diag}":
-        entries = [tensor(_value(node.body, inner)) for inner, _ in _terms(node, scope)]
+        entries = [tensor(_value(node.body, inner)) for inner, _ in terms_of(node, scope)]
         if not entries or any(entry.ndim for entry in entries):
             raise Misfit("the entries of a diagonal are numbers")
         return torch.stack(entries).diag_embed()
     values: Any = None
     best: Any = None
-    for inner, names in _terms(node, scope):
+    for inner, names in terms_of(node, scope):
         value = _value(node.body, inner)
         if values is None:
             values, best = value, names
@@ -619,7 +631,8 @@ def _bigop(node: BigOp, scope: Scope) -> Any:
     return best[0] if node.sign.startswith(r"\arg") else values
 
 
-def _terms(node: BigOp, scope: Scope) -> Iterator[tuple[Scope, list[Any]]]:
+def terms_of(node: BigOp, scope: Scope) -> Iterator[tuple[Scope, list[Any]]]:
+    """Yield the scope of each term, and the values of the names that run."""
     condition = node.condition
     names = [name.text for name in node.names]
     if node.low is not None:
@@ -798,6 +811,8 @@ def _differences(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _derivative(node: Derivative, scope: Scope) -> Any:
     scope.root.differentiated = True
+    if scope.by_symbols is not None:
+        return scope.by_symbols(node, (), scope)
     if node.style == "prime":
         raise Misfit("a derivative of a function needs its argument, as in f'(x)")
     if not node.by:
@@ -839,6 +854,8 @@ def _callable(node: Node, scope: Scope) -> Callable[..., Any]:
 def _prime(node: Derivative, arguments: Sequence[Node], scope: Scope) -> Any:
     """Differentiate a function of one number, or entry by entry."""
     scope.root.differentiated = True
+    if scope.by_symbols is not None:
+        return scope.by_symbols(node, arguments, scope)
     times, inner = 1, node.body
     while isinstance(inner, Derivative) and inner.style == "prime":
         times, inner = times + 1, inner.body

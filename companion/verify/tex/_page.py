@@ -15,6 +15,7 @@ from companion.verify._inputs import check_generic, check_unchanged, snapshot
 from companion.verify._record import Verification, VerificationError, check_label, emit
 from companion.verify.tex import _arithmetic as arithmetic
 from companion.verify.tex._arithmetic import Misfit, tensor
+from companion.verify.tex._differentiate import by_symbols
 from companion.verify.tex._evaluate import (
     FOLDS,
     KRONECKER,
@@ -31,6 +32,7 @@ from companion.verify.tex._mutants import mutants_of
 from companion.verify.tex._nodes import (
     Apply,
     BigOp,
+    Derivative,
     Display,
     Index,
     Name,
@@ -47,6 +49,7 @@ from companion.verify.tex._printer import to_tex
 from companion.verify.tex._reading import (
     UPDATED,
     Definition,
+    Opaque,
     Scope,
     Table,
     Unread,
@@ -306,6 +309,10 @@ def _sheet(label: str, tex: str, given: Sequence[str], scope: Scope) -> _Sheet:
             scope.lexicon.functions |= {name} if parts else set()
             if len(relation.sides) > 2:
                 claims.append(Relation(relation.signs[1:], relation.sides[1:]))
+    for claim in claims:
+        # What holds under conditions alone is no formula for the quantity everywhere.
+        if isinstance(claim, Relation) and claim.signs[0] == "=" and not conditions:
+            _note_displayed(claim, scope)
     scope.definitions |= definitions
     _require_readings(label, claims, conditions, scope, definitions)
     everything = [
@@ -362,7 +369,9 @@ def _define_from(display: Display, scope: Scope) -> None:
         relation = statement.relation
         if isinstance(relation, Relation) and relation.signs[0] in ("=", r"\equiv"):
             head = _defined_head(relation, scope, {})
-            if head is not None:
+            if head is None:
+                _note_displayed(relation, scope)
+            else:
                 scope.definitions[head[0]] = Definition(relation.sides[-1], head[1])
                 scope.lexicon.add(head[0], function=isinstance(relation.sides[0], Apply))
                 if scope.loss is not None:
@@ -424,6 +433,15 @@ def _defined_head(
     """Return the name that a statement defines, with its parameters."""
     if relation.signs[0] not in ("=", r"\equiv"):
         return None
+    head = _head(relation)
+    known = (scope.values, scope.definitions, definitions, arithmetic.FUNCTIONS)
+    if head is None or any(head[0] in place for place in known):
+        return None
+    return head
+
+
+def _head(relation: Relation) -> tuple[str, tuple[str, ...]] | None:
+    """Return the name on the left of an equation, with its parameters."""
     left = relation.sides[0]
     base: Node = left
     places: tuple[Node, ...] = ()
@@ -433,10 +451,14 @@ def _defined_head(
         base, places = left.function, left.arguments
     if not isinstance(base, Name) or not all(isinstance(one, Name) for one in places):
         return None
-    known = (scope.values, scope.definitions, definitions, arithmetic.FUNCTIONS)
-    if any(base.text in place for place in known):
-        return None
     return base.text, tuple(one.text for one in places if isinstance(one, Name))
+
+
+def _note_displayed(relation: Relation, scope: Scope) -> None:
+    """Keep what the page displays for a quantity of the reading, for SymPy to differentiate."""
+    head = _head(relation)
+    if head is not None and callable(scope.values.get(head[0])):
+        scope.displayed.setdefault(head[0], Definition(relation.sides[-1], head[1]))
 
 
 def _law_names(scope: Scope) -> set[str]:
@@ -653,9 +675,10 @@ def _verdict(
     *,
     changed: int | None = None,
     fresh: bool = False,
+    partial: bool | None = None,
 ) -> _Verdict:
     verdict = _Verdict()
-    partial = fresh or changed is not None
+    partial = (fresh or changed is not None) if partial is None else partial
     values = [
         _side(claim, i, side, scope, keep=i != changed and not fresh, partial=partial)
         for i, side in enumerate(sides)
@@ -834,6 +857,9 @@ def _confirm(
                     )
                 by_steps = second.error if math.isfinite(second.error) else 0.0
                 routes["finite differences"] = max(routes.get("finite differences", 0.0), by_steps)
+                symbolic = _by_symbols(settings, claim, sheet)
+                if symbolic is not None:
+                    routes["SymPy"] = max(routes.get("SymPy", 0.0), symbolic)
     if any(sheet.scope.monte_carlo for sheet in sheets):
         return [("Monte Carlo", off)], "expectation", "standard errors"
     for gap, widest in gaps.values():
@@ -858,6 +884,26 @@ def _confirm(
         kind = "gradient"
         routes = {"autograd": routes.pop("evaluation", 0.0), **routes}
     return list(routes.items()) or [("evaluation", 0.0)], kind, "relative"
+
+
+def _by_symbols(settings: _Settings, claim: _Claim, sheet: _Sheet) -> float | None:
+    """Confirm derivatives by SymPy, if the page displays what is differentiated."""
+    relation = claim.relation
+    if not any(isinstance(node, Derivative) for _, node in nodes_of(relation)):
+        return None
+    scope = _scope(sheet, "autograd").with_symbols(by_symbols)
+    try:
+        verdict = _verdict(
+            settings, claim, relation.signs, relation.sides, scope, sheet, fresh=True, partial=False
+        )
+    except (Opaque, *_NO_VALUE):  # a formula of arrays, or not displayed: the other routes remain
+        return None
+    if not verdict.error <= settings.tol:
+        raise VerificationError(
+            f"{settings.label}: by SymPy, from the formula that the page displays for what is "
+            f"differentiated, {to_tex(relation)} is off by {verdict.error:.1e} (relative)"
+        )
+    return verdict.error
 
 
 def _refusal(settings: _Settings, claim: _Claim, sheet: _Sheet, verdict: _Verdict) -> str:

@@ -11,7 +11,18 @@ from torch import Tensor
 from companion.verify.tex._lexicon import Lexicon, forms_of, text_of
 from companion.verify.tex._nodes import Node
 
-__all__ = ["Adjoint", "Definition", "Law", "Scope", "Table", "Unread", "over", "samples", "table"]
+__all__ = [
+    "Adjoint",
+    "Definition",
+    "Law",
+    "Opaque",
+    "Scope",
+    "Table",
+    "Unread",
+    "over",
+    "samples",
+    "table",
+]
 
 
 class Unread(LookupError):
@@ -21,6 +32,10 @@ class Unread(LookupError):
         """List the names."""
         self.names = sorted(set(names))
         super().__init__(", ".join(self.names))
+
+
+class Opaque(Exception):
+    """A derivative that SymPy cannot follow on the page."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +202,9 @@ class Scope:
         self.origins = origin
         self.sizes = sizes
         self.definitions: dict[str, Definition] = {}
+        # What the page displays for a name that has a reading, and how SymPy differentiates it.
+        self.displayed: dict[str, Definition] = {}
+        self.by_symbols: Callable[..., Tensor] | None = None
         self.bound: dict[str, Any] = {}
         self.sets: set[str] = set()  # names whose list or range is a set, and no index's values
         self.cache: dict[Any, Any] = {}
@@ -218,6 +236,12 @@ class Scope:
         for value in [*callables, *([self.loss] if self.loss else [])]:
             found |= texts_of_parameters(value)
         return found
+
+    def with_symbols(self, differentiate: Callable[..., Tensor]) -> "Scope":
+        """Return a scope in which derivatives are those of the displayed formulas."""
+        other = self.child({})
+        other.cache, other.by_symbols = {}, differentiate
+        return other
 
     def child(self, names: Mapping[str, Any]) -> "Scope":
         """Return a scope with names bound, as indices are."""
