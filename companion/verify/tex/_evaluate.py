@@ -131,7 +131,10 @@ def _call_by_names(text: str, function: Callable[..., Any], scope: Scope) -> Any
         on_page = scope.text_of_parameter(parameter)
         value = _name(Name(on_page), deeper)
         if isinstance(value, range | list | tuple | set | frozenset) and not scope.is_set(on_page):
-            raise Misfit(f"{text} needs one value of {parameter}, which runs")
+            raise Misfit(
+                f"{text} needs one value of {parameter}, which runs; a set is one value where a "
+                r"sum binds it or it stands right of \in"
+            )
         arguments[parameter] = value
     if not arguments:
         raise Misfit(f"{text} is a function, and stands without its arguments")
@@ -548,6 +551,11 @@ def _apply(node: Apply, scope: Scope) -> Any:
         (argument,) = node.arguments
         base = _value(function.at[0], scope)
         return arithmetic.FUNCTIONS[r"\log"](_value(argument, scope), base)
+    if isinstance(function, Index) and isinstance(function.base, Name):
+        made = lookup(function.base.text, scope)
+        if len(node.arguments) == 1 and _takes_indices(made, function.at, scope):
+            # The indices are all that it takes, so what follows in parentheses is a factor.
+            return arithmetic.times(_index(function, scope), _value(node.arguments[0], scope))
     value = _function(function, scope)
     if isinstance(value, Table):
         return _entry(value.values, _text(function), node.arguments, scope)

@@ -96,16 +96,24 @@ def page(
 
     A name stands for a number, a tensor, a function that the page applies, a function of other
     names on the page (its parameters are their names; so derivatives know what depends on what), a
-    ``range`` of an index, a set, or a law of expectations. Indices without a range run over the
-    arrays that they index. What the formula itself defines needs no reading. The key
-    ``"right side"`` (or ``"left side"``) holds that side of the formula against what the library
-    computes for it.
+    function of indices, a ``range`` of an index, a set, or a law of expectations. Indices without a
+    range run over the arrays that they index. What the formula itself defines needs no reading. The
+    key ``"right side"`` (or ``"left side"``) holds that side of the formula against what the
+    library computes for it; a function of free indices is called at each of their values.
+
+    Derivatives are those of the functions in the reading, by autograd and finite differences. SymPy
+    is a third route where the page displays the differentiated function, as a formula of numbers.
+
+    A wrong version counts as rejected by its numbers alone. One that has no value somewhere (its
+    shapes do not fit, an index is out of range, a word is compared with a number) and that agrees
+    elsewhere is idle: neither evidence nor a survivor. Each claim and each definition needs wrong
+    versions that are rejected.
 
     Args:
         label: Label of the formula.
         reading: Names and what they stand for. Several readings, or a function that draws one (it
             is called three times), test the formula at several points.
-        given: Labels of displayed definitions that the formula uses. They are read as well.
+        given: Labels of displayed definitions that the formula uses, or of what it differentiates.
         loss: A function of names on the page. Its gradient by X is what the page calls ``dX`` or
             ``\bar X``.
         equivalent: Wrong versions that are right after all, each with the reason.
