@@ -38,7 +38,13 @@ class Watched:
             result, with its name.
     """
 
-    def __init__(self, function: Callable[..., Any], inputs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        inputs: Mapping[str, Any],
+        *,
+        models_are_open: bool = False,
+    ) -> None:
         self.function = function
         self.made_by: dict[types.CodeType, str] = {}
         given = {code for value in inputs.values() for code in _codes(value)}
@@ -48,7 +54,9 @@ class Watched:
         def profile(frame: types.FrameType, event: str, result: Any) -> None:
             if event == "call":
                 # A function that is itself an input, the f of an equation, is no one's claim.
-                if not muted and frame.f_code in given:
+                if not muted and (
+                    frame.f_code in given or (models_are_open and _is_of_a_model(frame))
+                ):
                     muted.append(frame)
             elif event == "return":
                 if muted:
@@ -81,9 +89,20 @@ def refuse_library_functions(label: str, inputs: Mapping[str, Any]) -> None:
             )
 
 
-def watch(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Watched:
-    """Call a function and note which functions of the library or of the page it goes through."""
-    return Watched(function, inputs)
+def watch(
+    function: Callable[..., Any], inputs: Mapping[str, Any], *, models_are_open: bool = False
+) -> Watched:
+    """Call a function and note which functions of the library or of the page it goes through.
+
+    Args:
+        function: The function.
+        inputs: Its arguments. A function among them is no one's claim, and is not noted.
+        models_are_open: Whether that holds for every model as well, wherever it comes from.
+
+    Returns:
+        The value and the note.
+    """
+    return Watched(function, inputs, models_are_open=models_are_open)
 
 
 def require_independent(label: str, claim: Watched, who: str, other: Watched) -> None:
@@ -127,6 +146,13 @@ def _code(value: Any) -> types.CodeType | None:
         value = value.forward
     code = getattr(getattr(value, "__func__", value), "__code__", None)
     return code if isinstance(code, types.CodeType) else None
+
+
+def _is_of_a_model(frame: types.FrameType) -> bool:
+    code = frame.f_code
+    if code.co_varnames[:1] != ("self",):
+        return False
+    return isinstance(frame.f_locals.get("self"), torch.nn.Module)
 
 
 def _in_companion(code: types.CodeType) -> bool:

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from companion.foundations.cross_entropy import entropy, softmax
 from companion.verify import VerificationError, generic
 from companion.verify.tex import TexError, over, samples, table
 from companion.verify.tex._mutants import mutants_of
@@ -463,3 +464,70 @@ def test_a_quantity_is_no_function_of_an_index():
 def test_an_error_in_the_reading_says_which_name():
     with pytest.raises(VerificationError, match=r"y: IndexError: index 9 is out of bounds"):
         check("eq:test", "y=2x", {"y": lambda x: x[9], "x": draw(3)})
+
+
+# ----------------------------------------------------------------------------------- independence
+
+
+def partition(z):
+    """A function of the page that several readings could go through."""
+    return z.exp().sum()
+
+
+def test_two_sides_that_go_through_one_function_are_refused():
+    z = draw(5)
+    free = {"F": lambda z: -partition(z).log(), "z": z}
+    shared = free | {"Z": lambda z: partition(z)}
+    with pytest.raises(VerificationError, match=r"both go through .*partition, so a mistake"):
+        check("eq:test", r"F=-\log Z", shared)
+    with pytest.raises(VerificationError, match="both go through"):
+        check("eq:test", r"F(z)=-\log Z(z)", {"F": free["F"], "Z": lambda z: partition(z), "z": z})
+    check("eq:test", r"F=-\log Z", free | {"Z": lambda z: z.exp().sum()})
+    check("eq:test", r"F=-\log\sum_ie^{z_i}", free)
+
+
+def test_a_library_function_may_not_stand_on_both_sides():
+    reading = {"z": draw(5), "H": lambda z: entropy(softmax(z)), "p": lambda z: softmax(z)}
+    tex = r"H=-\sum_ip_i\log p_i"
+    with pytest.raises(VerificationError, match=r"both go through companion.*softmax"):
+        check("eq:test", tex, reading)
+    check("eq:test", tex, reading | {"p": lambda z: torch.softmax(z, -1)})
+
+
+def test_a_third_side_makes_two_of_a_chain_independent():
+    z = draw(5)
+    alike = {"F": lambda z: -partition(z).log(), "Z": lambda z: partition(z), "z": z}
+    for side in ("left side", "right side"):
+        check("eq:test", r"F=-\log Z", alike | {side: -torch.logsumexp(z, -1)})
+    again = {"right side": lambda z: -partition(z).log()}
+    with pytest.raises(VerificationError, match="both go through"):
+        check("eq:test", r"F=-\log Z", alike | again)
+    # A bound is one of two sides alone.
+    sizes = [{**alike, "z": e * z, "m": (e * z).max()} for e in (1.0, 40.0)]
+    with pytest.raises(VerificationError, match="both go through"):
+        check("eq:test", r"F\le-\log\frac{Z}{5}", sizes)
+
+
+def test_a_model_is_what_the_formula_leaves_open():
+    model = torch.nn.Linear(3, 1, dtype=torch.float64)
+    x = draw(5, 3)
+    readings = {"s": lambda X: model(X).sum(), "f": lambda row: model(row).squeeze(), "X": x}
+    check("eq:test", r"s=\sum_if(X_i)", readings)
+
+    class Model(torch.nn.Module):
+        def score(self, row):
+            return partition(row)
+
+    open_too = Model()
+    readings |= {"s": lambda X: sum(map(open_too.score, X)), "f": open_too.score}
+    check("eq:test", r"s=\sum_if(X_i)", readings)
+    alike = {"s": lambda X: sum(map(partition, X)), "f": lambda row: partition(row)}
+    with pytest.raises(VerificationError, match="both go through"):
+        check("eq:test", r"s=\sum_if(X_i)", readings | alike)
+
+
+def test_a_name_on_both_sides_is_what_the_formula_leaves_open():
+    z = draw(5)
+    names = {"f": lambda x: partition(x), "z": z, "c": 0.3, "g": lambda z: partition(z)}
+    check("eq:test", r"\log f(z)+c=-\big(-c-\log f(z)\big)", names)
+    check("eq:test", r"\log g+c=-\big(-c-\log g\big)", names)

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from companion.verify._independence import watch
 from companion.verify.tex import _arithmetic as arithmetic
 from companion.verify.tex._arithmetic import Misfit, number, tensor
 from companion.verify.tex._lexicon import forms_of, text_of
@@ -139,11 +141,23 @@ def _call_by_names(text: str, function: Callable[..., Any], scope: Scope) -> Any
     if not arguments:
         raise Misfit(f"{text} is a function, and stands without its arguments")
     try:
-        return _checked(function(**arguments))
+        return _checked(_noted(text, function, arguments, scope))
     except (Misfit, Unread):
         raise
     except Exception as error:  # the reading's own, at indices that a wrong version asks for
         raise Misfit(f"{text}: {type(error).__name__}: {error}") from error
+
+
+def _noted(
+    text: str, function: Callable[..., Any], arguments: Mapping[str, Any], scope: Scope
+) -> Any:
+    """Call a function of the reading, the first time with a note of what it goes through."""
+    made_by = scope.root.made_by
+    if made_by is None or text in made_by:
+        return function(**arguments)
+    watched = watch(function, arguments, models_are_open=True)
+    made_by[text] = watched.made_by
+    return watched.value
 
 
 def _checked(value: Any) -> Any:
@@ -562,7 +576,11 @@ def _apply(node: Apply, scope: Scope) -> Any:
     arguments = [evaluate(argument, scope) for argument in node.arguments]
     if isinstance(value, Definition):
         return _defined(value, arguments, scope)
-    return call(value, arguments)
+    name = function.base if isinstance(function, Index) else function
+    return call(
+        lambda *given: _noted(_text(name), partial(value, *given), {}, scope),
+        arguments,
+    )
 
 
 def call(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:

@@ -48,6 +48,7 @@ from companion.verify.tex._parser import parse
 from companion.verify.tex._printer import to_tex
 from companion.verify.tex._reading import (
     UPDATED,
+    Adjoint,
     Definition,
     Opaque,
     Scope,
@@ -70,6 +71,8 @@ _ONES, _IDENTITY = (r"\mathbf 1",), ("I", r"\mathbf I")
 _ENDS = ("left side", "right side")
 #: What a wrong version may raise where it has no value: it may index, compare or call anything.
 _NO_VALUE = (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, AttributeError)
+#: Functions that choose a number format, and compute nothing.
+_CASTS = "companion.core.precision."
 _BOUNDS = {r"\le": 1, "<": 1, r"\ge": -1, ">": -1}
 
 
@@ -103,6 +106,10 @@ def page(
 
     Derivatives are those of the functions in the reading, by autograd and finite differences. SymPy
     is a third route where the page displays the differentiated function, as a formula of numbers.
+
+    Two sides that go through one function of the library or of the page are refused, for a mistake
+    there would not show. A name that stands on both sides is what the formula leaves open; and in
+    a chain of equations each side needs one other that is independent of it.
 
     A wrong version counts as rejected by its numbers alone. One that has no value somewhere (its
     shapes do not fit, an index is out of range, a word is compared with a number) and that agrees
@@ -811,6 +818,7 @@ def _confirm(
     gaps: dict[tuple[int, int], tuple[float, float]] = {}
     off = 0.0
     for sheet in sheets:
+        sheet.scope.made_by = {} if sheet is sheets[0] else None  # once tells it
         for c, claim in enumerate(sheet.claims):
             relation = claim.relation
             try:
@@ -825,6 +833,8 @@ def _confirm(
                     _scope(sheet, "autograd"),
                     sheet,
                 )
+                if sheet.scope.made_by is not None:
+                    _require_independent_sides(label, claim, sheet)
             except Unread as error:
                 raise VerificationError(
                     f"{label}: these names on the page lack a reading: {error}"
@@ -868,6 +878,7 @@ def _confirm(
                 symbolic = _by_symbols(settings, claim, sheet)
                 if symbolic is not None:
                     routes["SymPy"] = max(routes.get("SymPy", 0.0), symbolic)
+        sheet.scope.made_by = None
     if any(sheet.scope.monte_carlo for sheet in sheets):
         return [("Monte Carlo", off)], "expectation", "standard errors"
     for gap, widest in gaps.values():
@@ -892,6 +903,66 @@ def _confirm(
         kind = "gradient"
         routes = {"autograd": routes.pop("evaluation", 0.0), **routes}
     return list(routes.items()) or [("evaluation", 0.0)], kind, "relative"
+
+
+def _require_independent_sides(label: str, claim: _Claim, sheet: _Sheet) -> None:
+    """Refuse sides that go through one function, but for names that stand on both.
+
+    In a chain of equations it is enough that each side is tied to the others by independent pairs.
+    """
+    relation, scope = claim.relation, sheet.scope
+    made_by = scope.made_by or {}
+    used = [_names_behind(side, scope) for side in relation.sides]
+
+    def shared(i: int, j: int) -> set[str]:
+        one, other = (
+            {
+                code: who
+                for name in names
+                for code, who in made_by.get(name, {}).items()
+                if not who.startswith(_CASTS)
+            }
+            for names in (used[i] - used[j], used[j] - used[i])
+        )
+        return {one[code] for code in one.keys() & other.keys()}
+
+    start = 0
+    for k, sign in enumerate([*relation.signs, ""]):
+        equal = range(start, k + 1)  # the sides of a chain of equations
+        reached = [start]
+        for i in reached:
+            reached += [j for j in equal if j not in reached and not shared(i, j)]
+        alike = {name for j in equal if j not in reached for i in reached for name in shared(i, j)}
+        if sign == "=":
+            continue
+        if sign:
+            alike |= shared(k, k + 1)
+        if alike:
+            raise VerificationError(
+                f"{label}: two sides of {to_tex(relation)} both go through "
+                f"{', '.join(sorted(alike)[:4])}, so a mistake there would not show. Write one "
+                "reading without it, in plain PyTorch or from another library."
+            )
+        start = k + 1
+
+
+def _names_behind(node: Node, scope: Scope) -> set[str]:
+    """Return the names on which a side depends, also by way of readings and definitions."""
+    found: set[str] = set()
+    waiting = list(free_names(node))
+    while waiting:
+        text = waiting.pop()
+        if text in found:
+            continue
+        found.add(text)
+        value = scope.values.get(text)
+        if callable(value):
+            waiting += map(scope.text_of_parameter, parameters(value))
+        elif isinstance(value, Adjoint) and scope.loss is not None:
+            waiting += [value.of, *map(scope.text_of_parameter, parameters(scope.loss))]
+        elif text in scope.definitions:
+            waiting += free_names(scope.definitions[text].body)
+    return found
 
 
 def _by_symbols(settings: _Settings, claim: _Claim, sheet: _Sheet) -> float | None:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -214,6 +215,8 @@ class Scope:
         self.depth = 0
         self.nested = False
         self.monte_carlo = False
+        # By name: the functions of the library and the page that its function goes through.
+        self.made_by: dict[str, dict[CodeType, str]] | None = None
         self.touched = False  # whether samples were used since this was last set
         self.differentiated = False
         self.took_limit = False
