@@ -422,9 +422,24 @@ def test_a_bound_is_not_called_flat_for_readings_at_which_a_mutant_has_no_value(
 
 
 def test_a_part_of_the_formula_of_which_no_wrong_version_fails_is_refused():
-    reading = {"y": 4.1, "x": 2.4, "c": 1.7, "d": torch.zeros(3)}
-    with pytest.raises(VerificationError, match=r"no wrong version of d= 0 comes out wrong"):
-        check("eq:test", r"y=x+c,\qquad d=0", reading, special={"d": "zeros"})
+    # Of v_2 = 0 there are v_3, which is not there, and v_1, which is zero as well.
+    reading = {"y": 4.1, "x": 2.4, "c": 1.7, "v": torch.zeros(2, dtype=torch.float64)}
+    with pytest.raises(VerificationError, match=r"no wrong version of v_\{2\}= 0 comes out wrong"):
+        check("eq:test", r"y=x+c,\qquad v_2=0", reading, special={"v": "zeros"})
+    reading["v"][0] = 1.3
+    check("eq:test", r"y=x+c,\qquad v_2=0", reading, special={"v": "a zero"})
+
+
+def test_a_function_of_whole_numbers_is_called_once_for_each():
+    calls = []
+
+    def size(n):
+        calls.append(n)
+        return 3 * n * n + n
+
+    check("eq:test", "B(2n)-B(n)=9n^2+n", {"B": size, "n": 5})
+    assert calls.count(10) == 1  # in the formula, and in every wrong version
+    assert len(set(calls)) > 4
 
 
 def test_idle_mutants_alone_are_too_little():

@@ -577,10 +577,21 @@ def _apply(node: Apply, scope: Scope) -> Any:
     if isinstance(value, Definition):
         return _defined(value, arguments, scope)
     name = function.base if isinstance(function, Index) else function
-    return call(
-        lambda *given: _noted(_text(name), partial(value, *given), {}, scope),
-        arguments,
-    )
+
+    def made(*given: Any) -> Any:
+        return _noted(_text(name), partial(value, *given), {}, scope)
+
+    # Of numbers alone, a function is called once: a count of bytes may take its time.
+    if isinstance(function, Name) and all(isinstance(one, int) for one in arguments):
+        return _kept((id(value), *arguments), scope, lambda: call(made, arguments))
+    return call(made, arguments)
+
+
+def _kept(key: Any, scope: Scope, make: Callable[[], Any]) -> Any:
+    kept = scope.root.called
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
 
 
 def call(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:

@@ -1049,7 +1049,7 @@ def _reject(
     rejected: list[str] = []
     survivors: list[str] = []
     idle: list[str] = []
-    fruitless = {to_tex(claim.relation): True for claim in sheets[0].claims}
+    fruitless: dict[str, bool] = {}  # of each tree, whether no wrong version failed so far
     for tree, name, fares in _candidates(settings, sheets):
         fate = fares()
         unique, count = name, 1

@@ -210,6 +210,7 @@ class Scope:
         self.sets: set[str] = set()  # names whose list or range is a set, and no index's values
         self.cache: dict[Any, Any] = {}
         self.drawn: dict[Any, Any] = {}
+        self.called: dict[Any, Any] = {}  # functions of the reading at whole numbers
         self.route = "autograd"
         self.fold: int | None = None
         self.depth = 0
