@@ -16,6 +16,7 @@ from companion.verify._record import VerificationError
 
 __all__ = [
     "Watched",
+    "in_library",
     "refuse_library_functions",
     "require_independent",
     "same_program",
@@ -73,7 +74,7 @@ class Watched:
             self.value = function(**inputs)
         finally:
             sys.setprofile(before)
-        if own is not None and _in_companion(own):
+        if own is not None and in_library(own):
             self.made_by[own] = own.co_qualname
 
 
@@ -82,7 +83,7 @@ def refuse_library_functions(label: str, inputs: Mapping[str, Any]) -> None:
     for name, value in inputs.items():
         # Below what checks its shapes in the tests stands the function itself.
         code = _code(inspect.unwrap(value) if callable(value) else value)
-        if code is not None and _in_companion(code) and not isinstance(value, torch.nn.Module):
+        if code is not None and in_library(code) and not isinstance(value, torch.nn.Module):
             raise VerificationError(
                 f"{label}: the input {name!r} is {code.co_qualname} of the library. An input is "
                 "what the equation leaves open; what the claim is about belongs to one side."
@@ -155,14 +156,15 @@ def _is_of_a_model(frame: types.FrameType) -> bool:
     return isinstance(frame.f_locals.get("self"), torch.nn.Module)
 
 
-def _in_companion(code: types.CodeType) -> bool:
+def in_library(code: types.CodeType) -> bool:
+    """Tell whether code is the library's."""
     return code.co_filename.startswith(_COMPANION)
 
 
 def _ours(code: types.CodeType) -> bool:
     """Tell whether code is the library's or the page's, not that of Python or of a package."""
     name = code.co_filename
-    if _in_companion(code):
+    if in_library(code):
         return True
     return not name.startswith(("<", *_FOREIGN)) or name.startswith("<doctest")
 

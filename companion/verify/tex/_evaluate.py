@@ -578,13 +578,13 @@ def _apply(node: Apply, scope: Scope) -> Any:
         return _defined(value, arguments, scope)
     name = function.base if isinstance(function, Index) else function
 
-    def made(*given: Any) -> Any:
+    def apply(*given: Any) -> Any:
         return _noted(_text(name), partial(value, *given), {}, scope)
 
     # Of numbers alone, a function is called once: a count of bytes may take its time.
     if isinstance(function, Name) and all(isinstance(one, int) for one in arguments):
-        return _kept((id(value), *arguments), scope, lambda: call(made, arguments))
-    return call(made, arguments)
+        return _kept((id(value), *arguments), scope, lambda: call(apply, arguments))
+    return call(apply, arguments)
 
 
 def _kept(key: Any, scope: Scope, make: Callable[[], Any]) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from companion.core import check_several
+from companion.verify._independence import in_library
 from companion.verify._inputs import check_generic, check_unchanged, snapshot
 from companion.verify._record import Verification, VerificationError, check_label, emit
 from companion.verify.tex import _arithmetic as arithmetic
@@ -107,8 +108,8 @@ def page(
     Derivatives are those of the functions in the reading, by autograd and finite differences. SymPy
     is a third route where the page displays the differentiated function, as a formula of numbers.
 
-    Two sides that go through one function of the library or of the page are refused, for a mistake
-    there would not show. A name that stands on both sides is what the formula leaves open; and in
+    Two sides that go through one function of the library are refused, for a mistake there would not
+    show. A name that stands on both sides is what the formula leaves open; and in
     a chain of equations each side needs one other that is independent of it.
 
     A wrong version counts as rejected by its numbers alone. One that has no value somewhere (its
@@ -906,7 +907,7 @@ def _confirm(
 
 
 def _require_independent_sides(label: str, claim: _Claim, sheet: _Sheet) -> None:
-    """Refuse sides that go through one function, but for names that stand on both.
+    """Refuse sides that go through one library function, but for names that stand on both.
 
     In a chain of equations it is enough that each side is tied to the others by independent pairs.
     """
@@ -920,7 +921,7 @@ def _require_independent_sides(label: str, claim: _Claim, sheet: _Sheet) -> None
                 code: who
                 for name in names
                 for code, who in made_by.get(name, {}).items()
-                if not who.startswith(_CASTS)
+                if in_library(code) and not who.startswith(_CASTS)
             }
             for names in (used[i] - used[j], used[j] - used[i])
         )
