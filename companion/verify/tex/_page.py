@@ -114,8 +114,8 @@ def page(
 
     A wrong version counts as rejected by its numbers alone. One that has no value somewhere (its
     shapes do not fit, an index is out of range, a word is compared with a number) and that agrees
-    elsewhere is idle: neither evidence nor a survivor. Each claim and each definition needs wrong
-    versions that are rejected.
+    elsewhere is idle: neither evidence nor a survivor. Where a claim or a definition has wrong
+    versions, one at least must be rejected.
 
     Args:
         label: Label of the formula.
