@@ -16,6 +16,7 @@ from companion.verify._record import VerificationError
 
 __all__ = [
     "Watched",
+    "in_library",
     "refuse_library_functions",
     "require_independent",
     "same_program",
@@ -38,7 +39,13 @@ class Watched:
             result, with its name.
     """
 
-    def __init__(self, function: Callable[..., Any], inputs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        inputs: Mapping[str, Any],
+        *,
+        models_are_open: bool = False,
+    ) -> None:
         self.function = function
         self.made_by: dict[types.CodeType, str] = {}
         given = {code for value in inputs.values() for code in _codes(value)}
@@ -48,7 +55,9 @@ class Watched:
         def profile(frame: types.FrameType, event: str, result: Any) -> None:
             if event == "call":
                 # A function that is itself an input, the f of an equation, is no one's claim.
-                if not muted and frame.f_code in given:
+                if not muted and (
+                    frame.f_code in given or (models_are_open and _is_of_a_model(frame))
+                ):
                     muted.append(frame)
             elif event == "return":
                 if muted:
@@ -65,7 +74,7 @@ class Watched:
             self.value = function(**inputs)
         finally:
             sys.setprofile(before)
-        if own is not None and _in_companion(own):
+        if own is not None and in_library(own):
             self.made_by[own] = own.co_qualname
 
 
@@ -74,16 +83,27 @@ def refuse_library_functions(label: str, inputs: Mapping[str, Any]) -> None:
     for name, value in inputs.items():
         # Below what checks its shapes in the tests stands the function itself.
         code = _code(inspect.unwrap(value) if callable(value) else value)
-        if code is not None and _in_companion(code) and not isinstance(value, torch.nn.Module):
+        if code is not None and in_library(code) and not isinstance(value, torch.nn.Module):
             raise VerificationError(
                 f"{label}: the input {name!r} is {code.co_qualname} of the library. An input is "
                 "what the equation leaves open; what the claim is about belongs to one side."
             )
 
 
-def watch(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Watched:
-    """Call a function and note which functions of the library or of the page it goes through."""
-    return Watched(function, inputs)
+def watch(
+    function: Callable[..., Any], inputs: Mapping[str, Any], *, models_are_open: bool = False
+) -> Watched:
+    """Call a function and note which functions of the library or of the page it goes through.
+
+    Args:
+        function: The function.
+        inputs: Its arguments. A function among them is no one's claim, and is not noted.
+        models_are_open: Whether that holds for every model as well, wherever it comes from.
+
+    Returns:
+        The value and the note.
+    """
+    return Watched(function, inputs, models_are_open=models_are_open)
 
 
 def require_independent(label: str, claim: Watched, who: str, other: Watched) -> None:
@@ -129,14 +149,22 @@ def _code(value: Any) -> types.CodeType | None:
     return code if isinstance(code, types.CodeType) else None
 
 
-def _in_companion(code: types.CodeType) -> bool:
+def _is_of_a_model(frame: types.FrameType) -> bool:
+    code = frame.f_code
+    if code.co_varnames[:1] != ("self",):
+        return False
+    return isinstance(frame.f_locals.get("self"), torch.nn.Module)
+
+
+def in_library(code: types.CodeType) -> bool:
+    """Tell whether code is the library's."""
     return code.co_filename.startswith(_COMPANION)
 
 
 def _ours(code: types.CodeType) -> bool:
     """Tell whether code is the library's or the page's, not that of Python or of a package."""
     name = code.co_filename
-    if _in_companion(code):
+    if in_library(code):
         return True
     return not name.startswith(("<", *_FOREIGN)) or name.startswith("<doctest")
 

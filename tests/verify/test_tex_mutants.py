@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from companion.foundations.cross_entropy import entropy, logsumexp, softmax
 from companion.verify import VerificationError, generic
 from companion.verify.tex import TexError, over, samples, table
 from companion.verify.tex._mutants import mutants_of
@@ -366,3 +367,182 @@ def test_the_printed_mutants_can_be_read_again():
                 for _, mutant in mutants_of(side):
                     parse(f"q={to_tex(mutant)}")
     assert parse("q=1").statements[0].relation.sides[1] == Number("1")
+
+
+# ---------------------------------------------------------------- wrong versions without a value
+
+
+def test_a_mutant_that_compares_a_word_with_a_number_has_no_value():
+    share = {"a": 0.3, "ab": 0.11, "abc": 0.2}
+    reading = {"m": 0.41, "L": 2, "w": list(share), "len": len, "p": lambda w: share[w]}
+    record = check("eq:test", r"m=\sum_{w:\mathrm{len}(w)\le L}p(w)", reading)
+    assert r"\sum with <" in record.mutants
+    assert r"without \mathrm{len}" not in record.mutants
+    with pytest.raises(VerificationError, match="differ by"):
+        check("eq:test", r"m=\sum_{w:\mathrm{len}(w)<L}p(w)", reading)
+    with pytest.raises(VerificationError, match="a number with what is none"):
+        check("eq:test", r"m=\sum_{w:w\le L}p(w)", reading)
+
+
+def test_a_mutant_without_a_value_where_it_matters_is_idle_and_no_evidence():
+    q, k = draw(3, 2), draw(5, 2)
+    seen = torch.arange(3)[:, None] >= torch.arange(5)
+    reading = {"q": q, "k": k, "T": (q @ k.T).masked_fill(~seen, -torch.inf)}
+    tex = r"T_{ij}=\begin{cases}q_ik_j^\top&j\le i\\-\infty&\text{otherwise}\end{cases}"
+    record = check("eq:test", tex, reading, special={"T": "a mask"})
+    # It is minus infinity where the formula is, and a row times a row everywhere else.
+    assert not [name for name in record.mutants if "not transposed" in name]
+    # One that has numbers everywhere survives as before.
+    with pytest.raises(VerificationError, match=r"accepts .*: sign of c; without c"):
+        check(
+            "eq:test",
+            tex.replace(r"k_j^\top&", r"k_j^\top+c&"),
+            reading | {"c": 0.0},
+            special={"T": "a mask", "c": "to see that it survives"},
+        )
+
+
+def test_an_index_out_of_range_but_for_one_point_is_idle():
+    # x_{i+1} is there for i = 1 alone, where it agrees.
+    x, z = torch.tensor([0.7, 0.7]).double(), torch.tensor([1.3, 0.4]).double()
+    reading = {"x": x, "z": z, "y": x * z}
+    names = check("eq:test", "y_i=x_i\\,z_i", reading, special={"x": "two alike"}).mutants
+    assert "index i moved by one" in names  # of y
+    assert "index i moved by one [2]" not in names  # of x
+    assert "index i moved by one (2)" in names  # of z
+
+
+def test_a_bound_is_not_called_flat_for_readings_at_which_a_mutant_has_no_value():
+    # s_{k+1} lacks the reading at which the bound is near; where it is, all bounds are far.
+    near = {"x": 1.3, "y": 0.9, "s": torch.tensor([3.1, 1.5], dtype=torch.float64), "k": 2}
+    far = {"x": 1.3, "y": 0.9, "s": torch.tensor([1.7, 4.1, 5.3], dtype=torch.float64), "k": 2}
+    record = check("eq:test", r"x\le y\,s_k", [near, far])
+    assert "without y" in record.mutants
+    assert "index k moved by one" not in record.mutants
+
+
+def test_a_part_of_the_formula_of_which_no_wrong_version_fails_is_refused():
+    # Of v_2 = 0 there are v_3, which is not there, and v_1, which is zero as well.
+    reading = {"y": 4.1, "x": 2.4, "c": 1.7, "v": torch.zeros(2, dtype=torch.float64)}
+    with pytest.raises(VerificationError, match=r"no wrong version of v_\{2\}= 0 comes out wrong"):
+        check("eq:test", r"y=x+c,\qquad v_2=0", reading, special={"v": "zeros"})
+    reading["v"][0] = 1.3
+    check("eq:test", r"y=x+c,\qquad v_2=0", reading, special={"v": "a zero"})
+
+
+def test_a_function_of_whole_numbers_is_called_once_for_each():
+    calls = []
+
+    def size(n):
+        calls.append(n)
+        return 3 * n * n + n
+
+    check("eq:test", "B(2n)-B(n)=9n^2+n", {"B": size, "n": 5})
+    assert calls.count(10) == 1  # in the formula, and in every wrong version
+    assert len(set(calls)) > 4
+
+
+def test_idle_mutants_alone_are_too_little():
+    x = torch.zeros(2, dtype=torch.float64)
+    with pytest.raises(VerificationError, match="only 0 wrong versions"):
+        check("eq:test", "x_2=0", {"x": x}, special={"x": "zeros"})
+
+
+# --------------------------------------------------------------------- names, sets and functions
+
+
+def test_a_relation_is_no_argument():
+    reading = {"p": 0.3, "P": lambda x: x, "len": 3.1, "L": 2}
+    with pytest.raises(TexError, match="a relation is no argument") as found:
+        check("eq:test", r"p=1-P(\mathrm{len}>L)", reading)
+    shown, caret = str(found.value).splitlines()[1:]
+    assert shown[caret.index("^")] == ">"
+    check("eq:test", r"p=1-P(\mathrm{len}>L)", {"p": 0.3, "P(len>L)": 0.7})
+    with pytest.raises(VerificationError, match=r"a relation, .* where a value is needed"):
+        check("eq:test", r"p=2(a=b)", {"p": 0.3, "a": 0.7, "b": 0.7})
+
+
+def test_lines_that_do_not_end_are_refused():
+    with pytest.raises(TexError, match="do not match"):
+        check("eq:test", r"\begin{aligned}y&=x", {"y": 1.3, "x": 1.3})
+    with pytest.raises(TexError, match="in parentheses"):
+        check("eq:test", r"y=\mathrm{diag}_i x_i", {"y": 1.3, "x": draw(3)})
+
+
+def test_a_quantity_is_no_function_of_an_index():
+    # Its parameter is a tensor of the page: p_i is an entry of what it returns.
+    z = draw(4)
+    reading = {"p": lambda z: torch.softmax(z, -1), "z": z, "q": torch.softmax(z, -1)}
+    check("eq:test", "q_i=p_i", reading)
+
+
+def test_an_error_in_the_reading_says_which_name():
+    with pytest.raises(VerificationError, match=r"y: IndexError: index 9 is out of bounds"):
+        check("eq:test", "y=2x", {"y": lambda x: x[9], "x": draw(3)})
+
+
+# ----------------------------------------------------------------------------------- independence
+
+
+def partition(z):
+    """Go through a function of the library, as several readings may."""
+    return logsumexp(z).exp()
+
+
+def test_two_sides_that_go_through_one_function_are_refused():
+    z = draw(5)
+    free = {"F": lambda z: -partition(z).log(), "z": z}
+    shared = free | {"Z": lambda z: partition(z)}
+    with pytest.raises(VerificationError, match=r"both go through .*logsumexp, so a mistake"):
+        check("eq:test", r"F=-\log Z", shared)
+    with pytest.raises(VerificationError, match="both go through"):
+        check("eq:test", r"F(z)=-\log Z(z)", {"F": free["F"], "Z": lambda z: partition(z), "z": z})
+    check("eq:test", r"F=-\log Z", free | {"Z": lambda z: z.exp().sum()})
+    check("eq:test", r"F=-\log\sum_ie^{z_i}", free)
+
+
+def test_a_library_function_may_not_stand_on_both_sides():
+    reading = {"z": draw(5), "H": lambda z: entropy(softmax(z)), "p": lambda z: softmax(z)}
+    tex = r"H=-\sum_ip_i\log p_i"
+    with pytest.raises(VerificationError, match=r"both go through companion.*softmax"):
+        check("eq:test", tex, reading)
+    check("eq:test", tex, reading | {"p": lambda z: torch.softmax(z, -1)})
+
+
+def test_a_third_side_makes_two_of_a_chain_independent():
+    z = draw(5)
+    alike = {"F": lambda z: -partition(z).log(), "Z": lambda z: partition(z), "z": z}
+    for side in ("left side", "right side"):
+        check("eq:test", r"F=-\log Z", alike | {side: -torch.logsumexp(z, -1)})
+    again = {"right side": lambda z: -partition(z).log()}
+    with pytest.raises(VerificationError, match="both go through"):
+        check("eq:test", r"F=-\log Z", alike | again)
+    # A bound is one of two sides alone.
+    sizes = [{**alike, "z": e * z, "m": (e * z).max()} for e in (1.0, 40.0)]
+    with pytest.raises(VerificationError, match="both go through"):
+        check("eq:test", r"F\le-\log\frac{Z}{5}", sizes)
+
+
+def test_a_model_is_what_the_formula_leaves_open():
+    model = torch.nn.Linear(3, 1, dtype=torch.float64)
+    x = draw(5, 3)
+    readings = {"s": lambda X: model(X).sum(), "f": lambda row: model(row).squeeze(), "X": x}
+    check("eq:test", r"s=\sum_if(X_i)", readings)
+
+    class Model(torch.nn.Module):
+        def score(self, row):
+            return partition(row)
+
+    open_too = Model()
+    readings |= {"s": lambda X: sum(map(open_too.score, X)), "f": open_too.score}
+    check("eq:test", r"s=\sum_if(X_i)", readings)
+    alike = {"s": lambda X: sum(map(partition, X)), "f": lambda row: partition(row)}
+    with pytest.raises(VerificationError, match="both go through"):
+        check("eq:test", r"s=\sum_if(X_i)", readings | alike)
+
+
+def test_a_name_on_both_sides_is_what_the_formula_leaves_open():
+    z = draw(5)
+    names = {"f": lambda x: partition(x), "z": z, "c": 0.3, "g": lambda z: partition(z)}
+    check("eq:test", r"\log f(z)+c=-\big(-c-\log f(z)\big)", names)
+    check("eq:test", r"\log g+c=-\big(-c-\log g\big)", names)

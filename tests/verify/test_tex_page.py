@@ -3,6 +3,7 @@
 # ruff: noqa: E501 - a formula stands on one line
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
@@ -56,6 +57,9 @@ JOINT = {
     r"\mathbb E_{p(x,y)}": over(J, "x", "y"),
     r"\mathbb E_{p(x)p(y)}": over(PX[:, None] * PY, "x", "y"),
 }
+
+
+SUBSETS = [frozenset(chosen) for k in range(4) for chosen in combinations((1, 2, 3), k)]
 
 
 def bound_readings():
@@ -590,6 +594,123 @@ NOTATIONS = {
         {"origin": 0},
         [r"P_k=\binom nkp^k(1+p)^{n-k}", r"P_k=\binom nkp^{n-k}(1-p)^{k}"],
     ),
+    "subsets of each size, and the members of each": (
+        r"\prod_{i=1}^n(1+tp_i)=\sum_{k=0}^nt^k\sum_{\mathcal M:|\mathcal M|=k}\prod_{i\in\mathcal M}p_i",
+        {"p": draw(3), "n": 3, "t": 0.7, r"\mathcal M": SUBSETS},
+        {},
+        [
+            r"\prod_{i=1}^n(1+tp_i)=\sum_{k=0}^nt^k\sum_{\mathcal M:|\mathcal M|\le k}\prod_{i\in\mathcal M}p_i",
+            r"\prod_{i=1}^n(1+tp_i)=\sum_{k=0}^nt^k\sum_{\mathcal M:|\mathcal M|=k}\prod_{i\notin\mathcal M}p_i",
+        ],
+    ),
+    "a quantity of a set": (
+        r"\prod_{i=1}^n(1+p_i)=\sum_{\mathcal M}P(\mathcal M)=\sum_{\mathcal M}w",
+        {
+            "p": draw(3),
+            "n": 3,
+            r"\mathcal M": SUBSETS,
+            "P": lambda chosen: math.prod(draw(3)[i - 1] for i in chosen),
+            "w": lambda mathcal_M: math.prod(draw(3)[i - 1] for i in mathcal_M),
+        },
+        {},
+        [r"\prod_{i=1}^n(1+p_i)=\sum_{\mathcal M}P(\mathcal M)^2=\sum_{\mathcal M}w"],
+    ),
+    "a set that is given as a list": (
+        r"s=\sum_{i\in C_t}x_i",
+        {"s": Z[0] + Z[2], "C_t": [1, 3], "x": Z},
+        {},
+        [r"s=\sum_{i\notin C_t}x_i", r"s=\sum_{i\in C_t}x_i^2"],
+    ),
+    "all sets of a list": (
+        r"P(C)=\prod_{i\in C}x_i",
+        {"P": lambda C: math.prod(Z[i - 1] for i in C), "C": SUBSETS, "x": Z},
+        {},
+        [r"P(C)=\sum_{i\in C}x_i"],
+    ),
+    "a function of an index": (
+        r"s_{tj}=R_{t-j}",
+        {"R": lambda steps: math.exp(-0.3 * steps), "s": (-0.3 * STEPS).exp()},
+        {"special": {"s": "it has equal diagonals"}},
+        [r"s_{tj}=R_{j-t}", r"s_{tj}=R_{t-j+1}"],
+    ),
+    "a diagonal of an indexed term": (
+        r"\frac{\partial y}{\partial z}=\mathrm{diag}_i\big(1-y_i^2\big)",
+        {"y": lambda z: torch.tanh(z), "z": Z},
+        {},
+        [
+            r"\frac{\partial y}{\partial z}=\mathrm{diag}_i\big(1+y_i^2\big)",
+            r"\frac{\partial y}{\partial z}=\mathrm{diag}_i\big(1-y_i\big)",
+        ],
+    ),
+    "aligned lines": (
+        r"\begin{aligned}y&=(a+b)^2\\&=a^2+2ab\\&\quad+b^2,\\z&=\begin{pmatrix}a&b\\-b&a\end{pmatrix}\end{aligned}",
+        {
+            "y": 2.56,
+            "z": torch.tensor([[1.3, 0.3], [-0.3, 1.3]], dtype=torch.float64),
+            "a": 1.3,
+            "b": 0.3,
+        },
+        {"special": {"z": "it holds two numbers"}},
+        [
+            r"\begin{aligned}y&=(a+b)^2\\&=a^2+2ab\\&\quad-b^2,\\z&=\begin{pmatrix}a&b\\-b&a\end{pmatrix}\end{aligned}",
+            r"\begin{aligned}y&=(a+b)^2\\&=a^2+2ab\\&\quad+b^2,\\z&=\begin{pmatrix}a&b\\b&a\end{pmatrix}\end{aligned}",
+        ],
+    ),
+    "the imaginary unit": (
+        r"e^{\mathrm i(\theta+t)}=\cos(\theta+t)+\mathrm i\sin(\theta+t)",
+        {"theta": 0.7, "t": 0.4},
+        {},
+        [r"e^{\mathrm i(\theta+t)}=\cos(\theta+t)-\mathrm i\sin(\theta+t)"],
+    ),
+    "a transposed pseudo-inverse": (
+        r"B=X^{+\top}",
+        {"B": torch.linalg.pinv(X).T, "X": X},
+        {},
+        [r"B=X^{+}", r"B=-X^{+\top}"],
+    ),
+    "a prime at a function that needs no reading": (
+        r"\tanh'(x)=1-\tanh^2(x)",
+        {"x": 0.7},
+        {
+            "equivalent": {
+                r"sign of the argument of \tanh'(x)": "the slope is even",
+                r"sign of the argument of \tanh(x)": "its square is even",
+            }
+        },
+        [r"\tanh'(x)=1-\tanh(x)", r"\tanh''(x)=1-\tanh^2(x)"],
+    ),
+    "a primed name": (
+        r"\Delta'=\Delta+c",
+        {"Delta'": 1.3, "Delta": 0.9, "c": 0.4},
+        {},
+        [r"\Delta=\Delta'+c", r"\Delta'=\Delta-c"],
+    ),
+    "a logarithm that is a whole number": (
+        r"a_n=\lceil\log_kn\rceil+\lfloor\log_kn\rfloor",
+        {"a": torch.tensor([5, 6, 7]), "k": 5, "n": range(124, 127)},
+        {"origin": 124},
+        [r"a_n=2\lceil\log_kn\rceil", r"a_n=\lceil\log_kn\rceil+\lfloor\log_kn\rceil"],
+    ),
+    "a side as a function of the free indices": (
+        r"x_iy_j-c=y_j\Big(x_i-\frac c{y_j}\Big)",
+        {"x": Z, "y": draw(3), "c": 0.3, "left side": lambda i, j: Z[i - 1] * draw(3)[j - 1] - 0.3},
+        {},
+        [
+            r"x_iy_j+c=y_j\Big(x_i+\frac c{y_j}\Big)",
+            r"x_iy_j^2-c=y_j^2\Big(x_i-\frac c{y_j^2}\Big)",
+        ],
+    ),
+    "a side as a function of one of the indices": (
+        r"\sum_jx_iy_j=x_is",
+        {
+            "x": Z,
+            "y": draw(3),
+            "s": draw(3).sum(),
+            "right side": lambda i: Z[i - 1] * draw(3).sum(),
+        },
+        {},
+        [r"\sum_jx_i^2y_j=x_i^2s"],
+    ),
     "Monte Carlo": (
         r"\mathrm{Var}(q\cdot k)=d_k",
         {
@@ -617,3 +738,58 @@ def test_a_right_formula_is_read_and_its_wrong_versions_are_refused(name, capsys
     for text in wrong:
         with pytest.raises(VerificationError, match=REFUSED):
             check("eq:test", text, reading, **options)
+
+
+# ----------------------------------------------------------------------------- the route by SymPy
+
+LOGITS = {"L": lambda z, y: lse(z) - y @ z, "z": Z, "y": Y, "p": softmax(Z)}
+DISPLAYED = r"L=\log\sum_je^{z_j}-\sum_jy_jz_j"
+
+
+def routes(record):
+    return [name for name, _ in record.routes]
+
+
+@pytest.mark.parametrize(
+    ("tex", "reading", "given"),
+    [
+        (r"\nabla_zL=p-y", LOGITS, DISPLAYED),
+        (r"\frac{\partial L}{\partial z_i}=p_i-y_i", LOGITS, DISPLAYED),
+        (
+            r"\frac{\partial L}{\partial z_i}=p_i-y_i",
+            LOGITS,
+            r"L=-\sum_jy_j\log q_j,\quad q_i=\frac{e^{z_i}}{\sum_je^{z_j}}",
+        ),
+        (r"\nabla_z^2L=\operatorname{diag}(p)-p^\top p", LOGITS, DISPLAYED),
+        (
+            r"\frac{\partial p_j}{\partial z_i}=p_j\,(\delta_{ij}-p_i)",
+            {"z": Z, "p": softmax},
+            r"p_i=\frac{e^{z_i}}{\sum_je^{z_j}}",
+        ),
+        (
+            r"g''(x)=\frac{2c}{x^3}+\frac1x",
+            {"x": 0.7, "c": 0.3},
+            r"g(x)=\frac cx+x\log x",
+        ),
+    ],
+)
+def test_sympy_differentiates_what_the_page_displays(tex, reading, given):
+    record = check("eq:test", tex, reading, given=[given])
+    assert routes(record) == ["autograd", "finite differences", "SymPy"]
+    assert dict(record.routes)["SymPy"] < 1e-14
+    with pytest.raises(VerificationError, match="differ by"):
+        check("eq:test", tex.replace("=", "=-", 1), reading, given=[given])
+
+
+def test_sympy_finds_a_display_that_is_not_the_function_of_the_reading():
+    wrong = DISPLAYED.replace("-", "-2")
+    with pytest.raises(VerificationError, match=r"by SymPy, .* is off by"):
+        check("eq:test", r"\nabla_zL=p-y", LOGITS, given=[wrong])
+
+
+def test_sympy_is_no_route_where_nothing_is_displayed_or_arrays_are_multiplied():
+    record = check("eq:test", r"\nabla_zL=p-y", LOGITS)
+    assert routes(record) == ["autograd", "finite differences"]
+    products = r"L=\log\sum_je^{z_j}-zy^\top"
+    record = check("eq:test", r"\nabla_zL=p-y", LOGITS, given=[products])
+    assert routes(record) == ["autograd", "finite differences"]

@@ -234,6 +234,10 @@ def test_every_place_of_a_tree_can_be_exchanged():
         (r"N_{1+}(c\,\cdot)", r"N_{1+}(c\,\cdot)"),
         ("s0", "s_0"),
         (r"\hat{\mathcal L}", r"\hat{\mathcal L}"),
+        ("Delta'", r"\Delta'"),
+        ("W_Q'", r"W_Q'"),
+        ("P(len>L)", r"P(\mathrm{len}>L)"),
+        (r"x_{\mathrm A}", r"x_{\mathrm{A}}"),
     ],
 )
 def test_a_key_of_the_reading_names_what_the_page_writes(key, page):
@@ -284,6 +288,54 @@ def test_e_d_pi_and_i_mean_what_the_reading_says_or_their_constants():
     assert value(r"\frac dh", d=6.0, h=3.0) == 2.0
     assert value(r"\sum_{i=1}^3i") == 6.0
     assert value("i", i=4.0) == 4.0
+
+
+def test_an_i_in_roman_type_is_the_imaginary_unit_and_no_function():
+    i = value(r"\mathrm{Re}(\mathrm i(x+\mathrm{i}y))", x=3.0, y=2.0)
+    assert i == -2.0
+    assert value(r"\mathrm i", **{r"\mathrm i": 7.0}) == 7.0
+    assert value(r"\mathrm{Re}(e^{\mathrm i\pi/3})") == pytest.approx(0.5)
+    rows = {"u": torch.tensor([2.0, 3.0]).double()}
+    assert value(r"\mathrm{Re}\big(u\,(\mathrm iu)^\top\,\mathrm i\big)", **rows) == -13.0
+
+
+def test_a_function_of_as_many_arguments_as_indices_is_a_factor_before_parentheses():
+    assert value("R_3(x+1)", R=lambda k: 10 * k, x=2.0) == 90.0
+    assert value("R_3(x+1)", R=lambda k, t: k + t, x=2.0) == 6.0
+
+
+def test_a_whole_number_is_its_own_floor_and_ceiling_however_it_was_computed():
+    for base, power in ((3, 5), (5, 3), (10, 3), (7, 9)):
+        names = {"k": base, "n": base**power}
+        assert value(r"\lceil\log_kn\rceil", **names) == power
+        assert value(r"\lfloor\log_kn\rfloor", **names) == power
+        assert value(r"\lceil\log_k(n+1)\rceil", **names) == power + 1
+        assert value(r"\lfloor\log_k(n-1)\rfloor", **names) == power - 1
+        assert value(r"\Big\lfloor\frac{\log n}{\log k}\Big\rfloor", **names) == power
+    assert value(r"\lfloor x\rceil", x=2.5) == 2.0  # halves to the even one
+    assert value(r"\lfloor n\rfloor", n=-7) == -7.0
+
+
+def test_what_is_printed_of_new_notations_reads_as_the_same():
+    for tex in (
+        r"\mathrm{diag}_i(a_i)B",
+        r"\mathrm{diag}_{i}(a_i+1)^2",
+        r"X^{+\top}",
+        r"\tanh''(x)",
+        r"\sum_{k}\sum_{M:|M|=k}\prod_{i\in M}p_i",
+        r"e^{\mathrm i(x+y)}",
+    ):
+        tree = side(tex)
+        assert side(to_tex(tree)) == tree
+
+
+def test_aligned_lines_go_on_or_begin_a_statement():
+    lines = (
+        r"\begin{aligned}a&=b\\&=c,\\d&=e+\begin{pmatrix}1&2\\3&4\end{pmatrix}\\&-f\end{aligned}"
+    )
+    one = r"a=b=c,\qquad d=e+\begin{pmatrix}1&2\\3&4\end{pmatrix}-f"
+    assert parse(lines) == parse(one)
+    assert parse(lines.replace("aligned", "split")) == parse(one)
 
 
 def test_t_is_a_name_and_top_a_transpose():
@@ -351,6 +403,9 @@ def test_conditions_words_and_several_statements_are_told_apart():
         (r"a=\begin{pmatrix}1&2\\3\end{pmatrix}", "rows of the matrix", None),
         (r"a=\begin{cases}1\\2&x>1\end{cases}", "each case needs", None),
         (r"a=\lim_{N}x", "a limit needs", None),
+        (r"a=f(x,y>z)", "no argument", ">z"),
+        (r"a=\mathrm{diag}_i a_i", "in parentheses", "a_i"),
+        (r"\begin{aligned}a&=b", "do not match", r"\begin"),
     ],
 )
 def test_an_unreadable_formula_is_refused_with_a_caret_under_the_token(tex, reason, place):

@@ -73,7 +73,8 @@ def times(left: Any, right: Any) -> Any:
     b = right[None] if right.ndim == 1 else right
     if a.shape[-1] != b.shape[-2]:
         raise Misfit(f"a product of shapes {_shape(left)} and {_shape(right)}")
-    a, b = (a.double(), b.double()) if a.dtype != b.dtype else (a, b)
+    joint = torch.promote_types(a.dtype, b.dtype)
+    a, b = a.to(joint), b.to(joint)
     made = a @ b
     if made.ndim == 2 and made.shape == (1, 1):
         return made[0, 0]
@@ -230,4 +231,4 @@ FUNCTIONS: dict[str, Any] = {
     r"\mathrm{rowsum}": _rowsum,
     r"\mathrm{Re}": lambda x: tensor(x).real,
 }
-CONSTANTS: dict[str, Any] = {r"\pi": math.pi, r"\infty": math.inf, "e": math.e}
+CONSTANTS: dict[str, Any] = {r"\pi": math.pi, r"\infty": math.inf, "e": math.e, r"\mathrm{i}": 1j}

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from companion.verify._independence import watch
 from companion.verify.tex import _arithmetic as arithmetic
 from companion.verify.tex._arithmetic import Misfit, number, tensor
 from companion.verify.tex._lexicon import forms_of, text_of
@@ -31,6 +33,7 @@ from companion.verify.tex._nodes import (
     Negative,
     Node,
     Number,
+    Path,
     Postfix,
     Power,
     Product,
@@ -42,9 +45,27 @@ from companion.verify.tex._nodes import (
     Turned,
     nodes_of,
 )
-from companion.verify.tex._reading import Adjoint, Definition, Law, Scope, Table, Unread, parameters
+from companion.verify.tex._reading import (
+    Adjoint,
+    Definition,
+    Law,
+    Opaque,
+    Scope,
+    Table,
+    Unread,
+    parameters,
+)
 
-__all__ = ["bare_indices", "evaluate", "free_names", "index_range", "truth"]
+__all__ = [
+    "bare_indices",
+    "bound_at",
+    "evaluate",
+    "free_names",
+    "index_range",
+    "sets_of",
+    "terms_of",
+    "truth",
+]
 
 _MOST_TERMS = 100_000
 KRONECKER = r"\delta"
@@ -59,7 +80,10 @@ def evaluate(node: Node, scope: Scope) -> Any:
         Unread: If names lack a reading.
         Misfit: If an operation does not fit its operands.
     """
-    return _RULES[type(node)](node, scope)
+    rule = _RULES.get(type(node))
+    if rule is None:
+        raise Misfit("a relation, or a part of an index, stands where a value is needed")
+    return rule(node, scope)
 
 
 # -------------------------------------------------------------------------------------- names
@@ -106,13 +130,34 @@ def _call_by_names(text: str, function: Callable[..., Any], scope: Scope) -> Any
     deeper.depth = scope.depth + 1
     arguments = {}
     for parameter in parameters(function):
-        value = _name(Name(scope.text_of_parameter(parameter)), deeper)
-        if isinstance(value, range | list | tuple | set | frozenset):
-            raise Misfit(f"{text} needs one value of {parameter}, which runs")
+        on_page = scope.text_of_parameter(parameter)
+        value = _name(Name(on_page), deeper)
+        if isinstance(value, range | list | tuple | set | frozenset) and not scope.is_set(on_page):
+            raise Misfit(
+                f"{text} needs one value of {parameter}, which runs; a set is one value where a "
+                r"sum binds it or it stands right of \in"
+            )
         arguments[parameter] = value
     if not arguments:
         raise Misfit(f"{text} is a function, and stands without its arguments")
-    return _checked(function(**arguments))
+    try:
+        return _checked(_noted(text, function, arguments, scope))
+    except (Misfit, Unread):
+        raise
+    except Exception as error:  # the reading's own, at indices that a wrong version asks for
+        raise Misfit(f"{text}: {type(error).__name__}: {error}") from error
+
+
+def _noted(
+    text: str, function: Callable[..., Any], arguments: Mapping[str, Any], scope: Scope
+) -> Any:
+    """Call a function of the reading, the first time with a note of what it goes through."""
+    made_by = scope.root.made_by
+    if made_by is None or text in made_by:
+        return function(**arguments)
+    watched = watch(function, arguments, models_are_open=True)
+    made_by[text] = watched.made_by
+    return watched.value
 
 
 def _checked(value: Any) -> Any:
@@ -125,6 +170,8 @@ def _checked(value: Any) -> Any:
 
 def _adjoint(of: str, scope: Scope) -> Tensor:
     assert scope.loss is not None
+    if scope.by_symbols is not None:
+        raise Opaque
     text = scope.text_of_parameter(of)
     scope.root.differentiated = True
 
@@ -146,10 +193,32 @@ def _index(node: Index, scope: Scope) -> Any:
     value = lookup(base.text, scope) if isinstance(base, Name) else evaluate(base, scope)
     if isinstance(value, Definition) and value.parameters:
         return _defined(value, [_at(one, 0, 0, scope) for one in node.at], scope)
+    if _takes_indices(value, node.at, scope):
+        return call(value, [_at(one, 0, 0, scope) for one in node.at])
     if isinstance(base, Name) and not isinstance(value, list | tuple):
         value = _name(base, scope)
     name = base.text if isinstance(base, Name) else ""
     return _entry(value, name, node.at, scope)
+
+
+def _takes_indices(value: Any, at: Sequence[Node], scope: Scope) -> bool:
+    """Tell a function of indices, as R_{t-j} of a number, from a quantity that is an array.
+
+    The parameters of a quantity are names on the page; those of a function of indices are not, or
+    they run.
+    """
+    if not callable(value) or isinstance(value, Table):
+        return False
+    names = [scope.text_of_parameter(name) for name in parameters(value)]
+    if len(names) != len(at) or any(isinstance(one, Slice) for one in at):
+        return False
+    for text in names:
+        if text in scope.definitions or isinstance(scope.bound.get(text), Tensor):
+            return False
+        given = scope.values.get(text)
+        if given is not None and not isinstance(given, range | list | tuple | set | frozenset):
+            return False
+    return True
 
 
 def _entry(value: Any, name: str, at: Sequence[Node], scope: Scope) -> Any:
@@ -296,6 +365,38 @@ def _free_in(value: Any, bound: frozenset[str]) -> Iterator[str]:
             yield from _free_in(one, bound)
 
 
+def bound_at(node: Node, path: Path) -> set[str]:
+    """Return the names that run, or are set, around the place of a tree to which a path leads."""
+    found: set[str] = set()
+    for place, part in nodes_of(node):
+        if len(place) < len(path) and path[: len(place)] == place:
+            if isinstance(part, BigOp):
+                found |= {name.text for name in part.names}
+            elif isinstance(part, Limit | At):
+                found.add(part.name.text)
+    return found
+
+
+def sets_of(node: Node, scope: Scope) -> set[str]:
+    r"""Return the names that are sets, and no values of an index: they stand beside an \in.
+
+    What has sets as its elements is no such set. It runs over them.
+    """
+    found = set()
+    for _, part in nodes_of(node):
+        if not isinstance(part, Relation):
+            continue
+        for sign, left, right in zip(part.signs, part.sides, part.sides[1:], strict=False):
+            holder = {r"\in": right, r"\notin": right, r"\not\ni": left}.get(sign)
+            if isinstance(holder, Name):
+                value = scope.values.get(holder.text)
+                if isinstance(value, range | list | tuple | set | frozenset) and not any(
+                    isinstance(one, range | list | set | frozenset | Tensor) for one in value
+                ):
+                    found.add(holder.text)
+    return found
+
+
 # --------------------------------------------------------------------------------- arithmetic
 
 
@@ -437,9 +538,14 @@ def _bars(node: Bars, scope: Scope) -> Any:
         return arithmetic.norm(value, node.kind)
     if node.sort == "mean":
         return tensor(value).mean()
+    if isinstance(value, int):
+        return value
     rounding = {"floor": torch.floor, "ceil": torch.ceil, "round": torch.round}
-    # A quotient of integers may miss its integer by rounding.
-    return rounding[node.sort]((tensor(value) * 2**30).round() / 2**30)
+    # A quotient or a logarithm may miss its integer by rounding, and its half as well.
+    x = tensor(value)
+    half = (2 * x).round() / 2
+    near = (x - half).abs() <= 1e-9 * x.abs().clamp(min=1.0)
+    return rounding[node.sort](torch.where(near, half, x))
 
 
 # ---------------------------------------------------------------------------------- functions
@@ -459,13 +565,33 @@ def _apply(node: Apply, scope: Scope) -> Any:
         (argument,) = node.arguments
         base = _value(function.at[0], scope)
         return arithmetic.FUNCTIONS[r"\log"](_value(argument, scope), base)
+    if isinstance(function, Index) and isinstance(function.base, Name):
+        made = lookup(function.base.text, scope)
+        if len(node.arguments) == 1 and _takes_indices(made, function.at, scope):
+            # The indices are all that it takes, so what follows in parentheses is a factor.
+            return arithmetic.times(_index(function, scope), _value(node.arguments[0], scope))
     value = _function(function, scope)
     if isinstance(value, Table):
         return _entry(value.values, _text(function), node.arguments, scope)
     arguments = [evaluate(argument, scope) for argument in node.arguments]
     if isinstance(value, Definition):
         return _defined(value, arguments, scope)
-    return call(value, arguments)
+    name = function.base if isinstance(function, Index) else function
+
+    def apply(*given: Any) -> Any:
+        return _noted(_text(name), partial(value, *given), {}, scope)
+
+    # Of numbers alone, a function is called once: a count of bytes may take its time.
+    if isinstance(function, Name) and all(isinstance(one, int) for one in arguments):
+        return _kept((id(value), *arguments), scope, lambda: call(apply, arguments))
+    return call(apply, arguments)
+
+
+def _kept(key: Any, scope: Scope, make: Callable[[], Any]) -> Any:
+    kept = scope.root.called
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
 
 
 def call(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
@@ -515,9 +641,14 @@ def _function(node: Node, scope: Scope) -> Any:
 
 
 def _bigop(node: BigOp, scope: Scope) -> Any:
+    if node.sign == r"\mathrm{diag}":
+        entries = [tensor(_value(node.body, inner)) for inner, _ in terms_of(node, scope)]
+        if not entries or any(entry.ndim for entry in entries):
+            raise Misfit("the entries of a diagonal are numbers")
+        return torch.stack(entries).diag_embed()
     values: Any = None
     best: Any = None
-    for inner, names in _terms(node, scope):
+    for inner, names in terms_of(node, scope):
         value = _value(node.body, inner)
         if values is None:
             values, best = value, names
@@ -537,7 +668,8 @@ def _bigop(node: BigOp, scope: Scope) -> Any:
     return best[0] if node.sign.startswith(r"\arg") else values
 
 
-def _terms(node: BigOp, scope: Scope) -> Iterator[tuple[Scope, list[Any]]]:
+def terms_of(node: BigOp, scope: Scope) -> Iterator[tuple[Scope, list[Any]]]:
+    """Yield the scope of each term, and the values of the names that run."""
     condition = node.condition
     names = [name.text for name in node.names]
     if node.low is not None:
@@ -669,6 +801,8 @@ def _compare(sign: str, left: Any, right: Any) -> bool:
         if left.numel() != 1 or right.numel() != 1:
             raise Misfit("a condition compares numbers")
         left, right = left.item(), right.item()
+    if isinstance(left, int | float) != isinstance(right, int | float):
+        raise Misfit("a condition compares a number with what is none")
     if isinstance(left, float) and isinstance(right, int | float) and sign in ("=", r"\ne"):
         near = abs(left - right) <= 1e-12 * max(abs(left), abs(right), 1)
         return near == (sign == "=")
@@ -676,8 +810,8 @@ def _compare(sign: str, left: Any, right: Any) -> bool:
         return bool(left == right)
     if sign == r"\ne":
         return bool(left != right)
-    if isinstance(left, str) or isinstance(right, str):
-        raise Misfit("words are not ordered")
+    if not isinstance(left, int | float):
+        raise Misfit("words and sets are not ordered")
     return bool(
         {"<": left < right, ">": left > right, r"\le": left <= right, r"\ge": left >= right}[sign]
     )
@@ -714,6 +848,8 @@ def _differences(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _derivative(node: Derivative, scope: Scope) -> Any:
     scope.root.differentiated = True
+    if scope.by_symbols is not None:
+        return scope.by_symbols(node, (), scope)
     if node.style == "prime":
         raise Misfit("a derivative of a function needs its argument, as in f'(x)")
     if not node.by:
@@ -755,6 +891,8 @@ def _callable(node: Node, scope: Scope) -> Callable[..., Any]:
 def _prime(node: Derivative, arguments: Sequence[Node], scope: Scope) -> Any:
     """Differentiate a function of one number, or entry by entry."""
     scope.root.differentiated = True
+    if scope.by_symbols is not None:
+        return scope.by_symbols(node, arguments, scope)
     times, inner = 1, node.body
     while isinstance(inner, Derivative) and inner.style == "prime":
         times, inner = times + 1, inner.body

@@ -7,6 +7,7 @@ __all__ = ["TexError", "Token", "lex", "plain"]
 
 _TOKEN = re.compile(
     r"(?P<word>\\(?:mathrm|operatorname|mathsf|mathit|texttt)\s*\{[A-Za-z][A-Za-z0-9-]*\})"
+    r"|(?P<roman>\\(?:mathrm|operatorname)\s+[A-Za-z])"
     r"|(?P<text>\\(?:text|textrm|texttt|mathrm|mbox)\s*\{[^{}]*\})"
     r"|(?P<dots>\.\.)"
     r"|(?P<command>\\[A-Za-z]+|\\.)"
@@ -94,7 +95,9 @@ def lex(tex: str) -> list[Token]:
             continue
         if sort == "sign" and text == "." and tokens and _was_delimiter(tex, match.start()):
             continue  # \left. and \right.
-        if sort in ("word", "text"):
+        if sort == "roman":
+            tokens.append(Token(text[-1], match.start(), "word"))
+        elif sort in ("word", "text"):
             inner = text[text.index("{") + 1 : -1]
             tokens.append(Token(inner.strip() if sort == "text" else inner, match.start(), sort))
         elif text in _GAPS:

@@ -75,6 +75,8 @@ ACCENTS = frozenset(
 )
 FONTS = frozenset(rf"\{name}" for name in ["mathcal", "mathbb", "mathbf", "mathfrak", "boldsymbol"])
 
+_WORD = re.compile(r"\\[A-Za-z]+\s*\{[A-Za-z-]*\}|\\[A-Za-z]+|[A-Za-z]{2,}")
+
 Keys = tuple[str, ...]
 Form = tuple[Keys, Keys, Keys, int]  # base, lower index, upper index, primes
 
@@ -144,8 +146,13 @@ def _spellings(word: str) -> list[Keys]:
 
 def forms_of(key: str) -> list[Form]:
     """All names on a page that a key stands for, the canonical one first."""
+    primes = len(key) - len(key.rstrip("'"))
+    if primes:
+        return [(base, low, high, n + primes) for base, low, high, n in forms_of(key[:-primes])]
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*", key):
-        return [split(plain(lex(key)))]
+        # Words may be in roman type: P(len>L).
+        roman = _WORD.sub(lambda m: m[0] if m[0][0] == "\\" else rf"\mathrm{{{m[0]}}}", key)
+        return [split(plain(lex(text))) for text in dict.fromkeys((key, roman))]
     head, *rest = key.split("_")
     accent: Keys = ()
     if rest and rf"\{head}" in ACCENTS | FONTS:

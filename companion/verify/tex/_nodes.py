@@ -25,6 +25,7 @@ __all__ = [
     "Negative",
     "Node",
     "Number",
+    "Path",
     "Postfix",
     "Power",
     "Product",

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from itertools import pairwise, product
 from typing import Any, cast
 
@@ -10,17 +11,21 @@ import torch
 from torch import Tensor
 
 from companion.core import check_several
+from companion.verify._independence import in_library
 from companion.verify._inputs import check_generic, check_unchanged, snapshot
 from companion.verify._record import Verification, VerificationError, check_label, emit
 from companion.verify.tex import _arithmetic as arithmetic
 from companion.verify.tex._arithmetic import Misfit, tensor
+from companion.verify.tex._differentiate import by_symbols
 from companion.verify.tex._evaluate import (
     FOLDS,
     KRONECKER,
     bare_indices,
+    bound_at,
     evaluate,
     free_names,
     index_range,
+    sets_of,
     truth,
 )
 from companion.verify.tex._lexicon import forms_of, text_of
@@ -28,6 +33,7 @@ from companion.verify.tex._mutants import mutants_of
 from companion.verify.tex._nodes import (
     Apply,
     BigOp,
+    Derivative,
     Display,
     Index,
     Name,
@@ -41,7 +47,17 @@ from companion.verify.tex._nodes import (
 )
 from companion.verify.tex._parser import parse
 from companion.verify.tex._printer import to_tex
-from companion.verify.tex._reading import UPDATED, Definition, Scope, Table, Unread, parameters
+from companion.verify.tex._reading import (
+    UPDATED,
+    Adjoint,
+    Definition,
+    Opaque,
+    Scope,
+    Table,
+    Unread,
+    parameters,
+    texts_of_parameters,
+)
 from companion.verify.tex._source import tex_of
 
 __all__ = ["check", "page"]
@@ -54,6 +70,10 @@ _DIFFERENCES = 1e-6
 _ONES, _IDENTITY = (r"\mathbf 1",), ("I", r"\mathbf I")
 #: Keys of a reading that are no names: what the library computes for a side of the first claim.
 _ENDS = ("left side", "right side")
+#: What a wrong version may raise where it has no value: it may index, compare or call anything.
+_NO_VALUE = (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, AttributeError)
+#: Functions that choose a number format, and compute nothing.
+_CASTS = "companion.core.precision."
 _BOUNDS = {r"\le": 1, "<": 1, r"\ge": -1, ">": -1}
 
 
@@ -80,16 +100,28 @@ def page(
 
     A name stands for a number, a tensor, a function that the page applies, a function of other
     names on the page (its parameters are their names; so derivatives know what depends on what), a
-    ``range`` of an index, a set, or a law of expectations. Indices without a range run over the
-    arrays that they index. What the formula itself defines needs no reading. The key
-    ``"right side"`` (or ``"left side"``) holds that side of the formula against what the library
-    computes for it.
+    function of indices, a ``range`` of an index, a set, or a law of expectations. Indices without a
+    range run over the arrays that they index. What the formula itself defines needs no reading. The
+    key ``"right side"`` (or ``"left side"``) holds that side of the formula against what the
+    library computes for it; a function of free indices is called at each of their values.
+
+    Derivatives are those of the functions in the reading, by autograd and finite differences. SymPy
+    is a third route where the page displays the differentiated function, as a formula of numbers.
+
+    Two sides that go through one function of the library are refused, for a mistake there would not
+    show. A name that stands on both sides is what the formula leaves open; and in
+    a chain of equations each side needs one other that is independent of it.
+
+    A wrong version counts as rejected by its numbers alone. One that has no value somewhere (its
+    shapes do not fit, an index is out of range, a word is compared with a number) and that agrees
+    elsewhere is idle: neither evidence nor a survivor. Where a claim or a definition has wrong
+    versions, one at least must be rejected.
 
     Args:
         label: Label of the formula.
         reading: Names and what they stand for. Several readings, or a function that draws one (it
             is called three times), test the formula at several points.
-        given: Labels of displayed definitions that the formula uses. They are read as well.
+        given: Labels of displayed definitions that the formula uses, or of what it differentiates.
         loss: A function of names on the page. Its gradient by X is what the page calls ``dX`` or
             ``\bar X``.
         equivalent: Wrong versions that are right after all, each with the reason.
@@ -267,8 +299,12 @@ def _adjoints(values: Reading, loss: Callable[..., Any] | None) -> list[str]:
 def _sheet(label: str, tex: str, given: Sequence[str], scope: Scope) -> _Sheet:
     """Sort the statements of a display into claims, definitions and conditions."""
     for text in given:
-        _define_from(parse(text, scope.lexicon), scope)
-    display = _bind(parse(tex, scope.lexicon), scope)
+        other = parse(text, scope.lexicon)
+        scope.sets |= sets_of(other, scope)
+        _define_from(_bind(other, scope), scope)
+    display = parse(tex, scope.lexicon)
+    scope.sets |= sets_of(display, scope)
+    display = _bind(display, scope)
     claims: list[Relation | tuple[Relation, Relation]] = []
     conditions: list[Node] = []
     definitions: dict[str, Definition] = {}
@@ -289,6 +325,10 @@ def _sheet(label: str, tex: str, given: Sequence[str], scope: Scope) -> _Sheet:
             scope.lexicon.functions |= {name} if parts else set()
             if len(relation.sides) > 2:
                 claims.append(Relation(relation.signs[1:], relation.sides[1:]))
+    for claim in claims:
+        # What holds under conditions alone is no formula for the quantity everywhere.
+        if isinstance(claim, Relation) and claim.signs[0] == "=" and not conditions:
+            _note_displayed(claim, scope)
     scope.definitions |= definitions
     _require_readings(label, claims, conditions, scope, definitions)
     everything = [
@@ -308,11 +348,12 @@ def _bind(display: Display, scope: Scope) -> Display:
         if not isinstance(node, BigOp) or node.condition is None:
             continue
         own = {name.text for name in node.names}
-        outside = set(free_names(put(display, path, Number("0"))))
+        # What stands elsewhere, or runs under a sum sign around this one, is given from outside.
+        outside = set(free_names(put(display, path, Number("0")))) | bound_at(display, path)
         extra = [
             Name(text)
             for text in dict.fromkeys(free_names(node.condition))
-            if text not in own | outside
+            if text not in own | outside | scope.sets
             and isinstance(scope.values.get(text, ()), range | list | tuple)
             and not (_known(text, scope) and text not in scope.values)
         ]
@@ -327,6 +368,8 @@ def _ended(sheet: _Sheet, ends: Reading, given: Reading) -> _Sheet:
     sheet.given = given
     for name, value in ends.items():
         sheet.scope.values[name] = value
+        if callable(value):  # of the free indices, too: then it is called at each of their values
+            sheet.scope.watched |= texts_of_parameters(value)
         relation = sheet.claims[0].relation
         if name == "left side":
             signs, sides = ("=", *relation.signs), (Name(name), *relation.sides)
@@ -342,7 +385,9 @@ def _define_from(display: Display, scope: Scope) -> None:
         relation = statement.relation
         if isinstance(relation, Relation) and relation.signs[0] in ("=", r"\equiv"):
             head = _defined_head(relation, scope, {})
-            if head is not None:
+            if head is None:
+                _note_displayed(relation, scope)
+            else:
                 scope.definitions[head[0]] = Definition(relation.sides[-1], head[1])
                 scope.lexicon.add(head[0], function=isinstance(relation.sides[0], Apply))
                 if scope.loss is not None:
@@ -404,6 +449,15 @@ def _defined_head(
     """Return the name that a statement defines, with its parameters."""
     if relation.signs[0] not in ("=", r"\equiv"):
         return None
+    head = _head(relation)
+    known = (scope.values, scope.definitions, definitions, arithmetic.FUNCTIONS)
+    if head is None or any(head[0] in place for place in known):
+        return None
+    return head
+
+
+def _head(relation: Relation) -> tuple[str, tuple[str, ...]] | None:
+    """Return the name on the left of an equation, with its parameters."""
     left = relation.sides[0]
     base: Node = left
     places: tuple[Node, ...] = ()
@@ -413,10 +467,14 @@ def _defined_head(
         base, places = left.function, left.arguments
     if not isinstance(base, Name) or not all(isinstance(one, Name) for one in places):
         return None
-    known = (scope.values, scope.definitions, definitions, arithmetic.FUNCTIONS)
-    if any(base.text in place for place in known):
-        return None
     return base.text, tuple(one.text for one in places if isinstance(one, Name))
+
+
+def _note_displayed(relation: Relation, scope: Scope) -> None:
+    """Keep what the page displays for a quantity of the reading, for SymPy to differentiate."""
+    head = _head(relation)
+    if head is not None and callable(scope.values.get(head[0])):
+        scope.displayed.setdefault(head[0], Definition(relation.sides[-1], head[1]))
 
 
 def _law_names(scope: Scope) -> set[str]:
@@ -489,7 +547,7 @@ def _points(
     for part in (relation, *([arrow] if arrow else []), *conditions):
         for text in free_names(part):
             value = scope.values.get(text)
-            is_range = isinstance(value, range | list)
+            is_range = isinstance(value, range | list) and text not in scope.sets
             unknown = not _known(text, scope) and text not in laws
             if (is_range or unknown) and text not in names and _is_index(text, part, scope):
                 names.append(text)
@@ -553,7 +611,7 @@ def _side(
                 if not claim.infinite:  # no evidence, unless the claim itself is about infinity
                     raise Misfit("a side is infinite")
             found.append(value)
-        except Misfit:
+        except _NO_VALUE:
             if not partial:
                 raise
             found.append(None)
@@ -592,6 +650,15 @@ def _scope(sheet: _Sheet, route: str, fold: int | None = None) -> Scope:
     return scope
 
 
+class _Fate(Enum):
+    """What becomes of a wrong version."""
+
+    REJECTED = "its numbers differ from the formula's"
+    ACCEPTED = "its numbers agree everywhere"
+    IDLE = "its numbers agree where it has any, and it lacks some that the formula has"
+    NONE = "it has no value at all"
+
+
 @dataclass
 class _Verdict:
     """How a relation fares at all points of a reading."""
@@ -601,6 +668,7 @@ class _Verdict:
     off: float = 0.0
     evaluable: bool = True
     compared: int = 0
+    missing: bool = False  # whether a wrong version lacks a value where the formula has one
 
     @property
     def least(self) -> float:
@@ -623,12 +691,15 @@ def _verdict(
     *,
     changed: int | None = None,
     fresh: bool = False,
+    partial: bool | None = None,
 ) -> _Verdict:
     verdict = _Verdict()
+    partial = (fresh or changed is not None) if partial is None else partial
     values = [
-        _side(claim, i, side, scope, keep=i != changed and not fresh, partial=changed is not None)
+        _side(claim, i, side, scope, keep=i != changed and not fresh, partial=partial)
         for i, side in enumerate(sides)
     ]
+    verdict.missing = any(value is None for side in values for value in side)
     if changed is not None and all(v is None for v in values[changed]):
         return replace(verdict, evaluable=False)
     for k, ((a, b), sign) in enumerate(zip(pairwise(values), signs, strict=True)):
@@ -748,6 +819,7 @@ def _confirm(
     gaps: dict[tuple[int, int], tuple[float, float]] = {}
     off = 0.0
     for sheet in sheets:
+        sheet.scope.made_by = {} if sheet is sheets[0] else None  # once tells it
         for c, claim in enumerate(sheet.claims):
             relation = claim.relation
             try:
@@ -762,6 +834,8 @@ def _confirm(
                     _scope(sheet, "autograd"),
                     sheet,
                 )
+                if sheet.scope.made_by is not None:
+                    _require_independent_sides(label, claim, sheet)
             except Unread as error:
                 raise VerificationError(
                     f"{label}: these names on the page lack a reading: {error}"
@@ -802,6 +876,10 @@ def _confirm(
                     )
                 by_steps = second.error if math.isfinite(second.error) else 0.0
                 routes["finite differences"] = max(routes.get("finite differences", 0.0), by_steps)
+                symbolic = _by_symbols(settings, claim, sheet)
+                if symbolic is not None:
+                    routes["SymPy"] = max(routes.get("SymPy", 0.0), symbolic)
+        sheet.scope.made_by = None
     if any(sheet.scope.monte_carlo for sheet in sheets):
         return [("Monte Carlo", off)], "expectation", "standard errors"
     for gap, widest in gaps.values():
@@ -826,6 +904,86 @@ def _confirm(
         kind = "gradient"
         routes = {"autograd": routes.pop("evaluation", 0.0), **routes}
     return list(routes.items()) or [("evaluation", 0.0)], kind, "relative"
+
+
+def _require_independent_sides(label: str, claim: _Claim, sheet: _Sheet) -> None:
+    """Refuse sides that go through one library function, but for names that stand on both.
+
+    In a chain of equations it is enough that each side is tied to the others by independent pairs.
+    """
+    relation, scope = claim.relation, sheet.scope
+    made_by = scope.made_by or {}
+    used = [_names_behind(side, scope) for side in relation.sides]
+
+    def shared(i: int, j: int) -> set[str]:
+        one, other = (
+            {
+                code: who
+                for name in names
+                for code, who in made_by.get(name, {}).items()
+                if in_library(code) and not who.startswith(_CASTS)
+            }
+            for names in (used[i] - used[j], used[j] - used[i])
+        )
+        return {one[code] for code in one.keys() & other.keys()}
+
+    start = 0
+    for k, sign in enumerate([*relation.signs, ""]):
+        equal = range(start, k + 1)  # the sides of a chain of equations
+        reached = [start]
+        for i in reached:
+            reached += [j for j in equal if j not in reached and not shared(i, j)]
+        alike = {name for j in equal if j not in reached for i in reached for name in shared(i, j)}
+        if sign == "=":
+            continue
+        if sign:
+            alike |= shared(k, k + 1)
+        if alike:
+            raise VerificationError(
+                f"{label}: two sides of {to_tex(relation)} both go through "
+                f"{', '.join(sorted(alike)[:4])}, so a mistake there would not show. Write one "
+                "reading without it, in plain PyTorch or from another library."
+            )
+        start = k + 1
+
+
+def _names_behind(node: Node, scope: Scope) -> set[str]:
+    """Return the names on which a side depends, also by way of readings and definitions."""
+    found: set[str] = set()
+    waiting = list(free_names(node))
+    while waiting:
+        text = waiting.pop()
+        if text in found:
+            continue
+        found.add(text)
+        value = scope.values.get(text)
+        if callable(value):
+            waiting += map(scope.text_of_parameter, parameters(value))
+        elif isinstance(value, Adjoint) and scope.loss is not None:
+            waiting += [value.of, *map(scope.text_of_parameter, parameters(scope.loss))]
+        elif text in scope.definitions:
+            waiting += free_names(scope.definitions[text].body)
+    return found
+
+
+def _by_symbols(settings: _Settings, claim: _Claim, sheet: _Sheet) -> float | None:
+    """Confirm derivatives by SymPy, if the page displays what is differentiated."""
+    relation = claim.relation
+    if not any(isinstance(node, Derivative) for _, node in nodes_of(relation)):
+        return None
+    scope = _scope(sheet, "autograd").with_symbols(by_symbols)
+    try:
+        verdict = _verdict(
+            settings, claim, relation.signs, relation.sides, scope, sheet, fresh=True, partial=False
+        )
+    except (Opaque, *_NO_VALUE):  # a formula of arrays, or not displayed: the other routes remain
+        return None
+    if not verdict.error <= settings.tol:
+        raise VerificationError(
+            f"{settings.label}: by SymPy, from the formula that the page displays for what is "
+            f"differentiated, {to_tex(relation)} is off by {verdict.error:.1e} (relative)"
+        )
+    return verdict.error
 
 
 def _refusal(settings: _Settings, claim: _Claim, sheet: _Sheet, verdict: _Verdict) -> str:
@@ -891,21 +1049,20 @@ def _reject(
     """Make wrong versions and require that each comes out wrong under some reading."""
     rejected: list[str] = []
     survivors: list[str] = []
-    idle: set[str] = set()
-    for name, fares in _candidates(settings, sheets):
-        outcome = fares()
+    idle: list[str] = []
+    fruitless: dict[str, bool] = {}  # of each tree, whether no wrong version failed so far
+    for tree, name, fares in _candidates(settings, sheets):
+        fate = fares()
         unique, count = name, 1
-        while unique in rejected or unique in survivors:
+        while unique in rejected or unique in survivors or unique in idle:
             count += 1
             unique = f"{name} [{count}]"
-        if outcome is None:
-            idle.add(unique)
-        elif outcome:
+        fruitless[tree] = fruitless.get(tree, True) and fate is not _Fate.REJECTED
+        if fate is _Fate.REJECTED:
             rejected.append(unique)
-        elif name.startswith(("arguments of", "boundary of")) or " turned by one" in name:
-            # A symmetric function; a boundary that no number hits; a sum over all of an index.
-            idle.add(unique)
-        else:
+        elif fate is _Fate.IDLE:
+            idle.append(unique)
+        elif fate is _Fate.ACCEPTED and not _may_be_right(name):
             survivors.append(unique)
     for name, reason in equivalent.items():
         if not reason.strip():
@@ -916,7 +1073,7 @@ def _reject(
             raise VerificationError(
                 f"{settings.label}: {name!r} is called equivalent, but it is rejected"
             )
-        else:
+        elif name not in idle:
             raise VerificationError(
                 f"{settings.label}: {name!r} is called equivalent, but there is no such mutant"
             )
@@ -931,17 +1088,31 @@ def _reject(
             f"{settings.label}: only {len(rejected)} wrong versions can be told from the formula, "
             "so it says too little to be checked"
         )
+    for tree, nothing in fruitless.items():
+        if nothing:
+            raise VerificationError(
+                f"{settings.label}: no wrong version of {tree} comes out wrong, so that part is "
+                "not checked"
+            )
     return rejected
+
+
+def _may_be_right(name: str) -> bool:
+    """Tell what is no mistake in a symmetric function, at a boundary, in a sum over all."""
+    return name.startswith(("arguments of", "boundary of")) or " turned by one" in name
 
 
 def _candidates(
     settings: _Settings, sheets: Sequence[_Sheet]
-) -> Iterator[tuple[str, Callable[[], bool | None]]]:
+) -> Iterator[tuple[str, str, Callable[[], _Fate]]]:
+    """Yield wrong versions: of which claim or definition, what was done, and how it fares."""
     first = sheets[0]
     for c, claim in enumerate(first.claims):
         relation = claim.relation
+        tree = to_tex(relation)
         if claim.arrow is not None:
-            yield from _arrow_mutants(settings, sheets, c)
+            for name, fares in _arrow_mutants(settings, sheets, c):
+                yield tree, name, fares
             continue
         alike = _alike(first, relation)
         for side in relation.sides:  # y for x in y = f(x) is no slip of the pen
@@ -954,22 +1125,19 @@ def _candidates(
             last = i == len(relation.sides) - 1 and Number("0") not in relation.sides
             for name, wrong in mutants_of(side, alike=alike, whole=last):
                 sides = (*relation.sides[:i], wrong, *relation.sides[i + 1 :])
-                yield name, _trial(settings, sheets, c, relation.signs, sides, i)
+                yield tree, name, _trial(settings, sheets, c, relation.signs, sides, i)
         for k, sign in enumerate(relation.signs):
             if sign in _BOUNDS:
                 other = {r"\le": r"\ge", r"\ge": r"\le", "<": ">", ">": "<"}[sign]
                 signs = (*relation.signs[:k], other, *relation.signs[k + 1 :])
-                yield (
-                    f"{other} for {sign}",
-                    _trial(settings, sheets, c, signs, relation.sides, None),
-                )
+                fares = _trial(settings, sheets, c, signs, relation.sides, None)
+                yield tree, f"{other} for {sign}", fares
     for name, made in first.definitions.items():
         alike = _alike(first, made.body)
         for what, wrong in mutants_of(made.body, alike=alike, whole=False):
-            yield (
-                f"{what} in {name}",
-                _redefined(settings, sheets, name, Definition(wrong, made.parameters)),
-            )
+            changed = Definition(wrong, made.parameters)
+            fares = _redefined(settings, sheets, name, changed)
+            yield f"the definition of {name}", f"{what} in {name}", fares
 
 
 def _alike(sheet: _Sheet, node: Node) -> dict[str, str]:
@@ -1013,9 +1181,9 @@ def _trial(
     signs: Sequence[str],
     sides: Sequence[Node],
     changed: int | None,
-) -> Callable[[], bool | None]:
-    def fares() -> bool | None:
-        evaluable = False
+) -> Callable[[], _Fate]:
+    def fares() -> _Fate:
+        evaluable = missing = False
         gaps: dict[int, tuple[float, float]] = {}
         for sheet in sheets:
             claim = sheet.claims[c]
@@ -1025,34 +1193,52 @@ def _trial(
                         settings, claim, signs, sides, sheet, changed=changed
                     )
                     if verdict.evaluable and verdict.off > settings.z:
-                        return True
+                        return _Fate.REJECTED
                     evaluable |= verdict.evaluable
+                    missing |= not verdict.evaluable
                     continue
                 verdict = _verdict(
                     settings, claim, signs, sides, _scope(sheet, "autograd"), sheet, changed=changed
                 )
-            except (Misfit, Unread, RuntimeError, ValueError, OverflowError, ZeroDivisionError):
+            except _NO_VALUE:
+                missing = True
                 continue
+            missing |= verdict.missing
             if not verdict.evaluable or not verdict.compared:
+                missing = True
                 continue
             evaluable = True
             _join(gaps, verdict.gaps)
             if not verdict.error <= settings.tol:
-                return True
-        if not evaluable:
-            return None
-        # A bound that holds, but that no reading comes near, says less than the page.
-        return any(low > settings.slack for low, _ in gaps.values())
+                return _Fate.REJECTED
+        return _fate(settings, gaps, evaluable=evaluable, missing=missing)
 
     return fares
 
 
+def _fate(
+    settings: _Settings,
+    gaps: Mapping[Any, tuple[float, float]],
+    *,
+    evaluable: bool,
+    missing: bool,
+) -> _Fate:
+    """Judge a wrong version that agrees with the formula wherever it has a value."""
+    if not evaluable:
+        return _Fate.NONE
+    if missing:  # it is told from the formula, but by no number
+        return _Fate.IDLE
+    # A bound that holds, but that no reading comes near, says less than the page.
+    flat = any(low > settings.slack for low, _ in gaps.values())
+    return _Fate.REJECTED if flat else _Fate.ACCEPTED
+
+
 def _redefined(
     settings: _Settings, sheets: Sequence[_Sheet], name: str, wrong: Definition
-) -> Callable[[], bool | None]:
-    def fares() -> bool | None:
-        evaluable = False
-        gaps: dict[tuple[int, int], float] = {}
+) -> Callable[[], _Fate]:
+    def fares() -> _Fate:
+        evaluable = missing = False
+        gaps: dict[tuple[int, int], tuple[float, float]] = {}
         for sheet in sheets:
             scope = _scope(sheet, "autograd")
             scope.definitions = {**scope.definitions, name: wrong}
@@ -1070,21 +1256,27 @@ def _redefined(
                         sheet,
                         fresh=True,
                     )
-                except (Misfit, Unread, RuntimeError, ValueError, OverflowError):
+                except _NO_VALUE:
+                    missing = True
                     continue
-                evaluable |= verdict.evaluable
-                for k, (low, _) in verdict.gaps.items():
-                    gaps[c, k] = min(gaps.get((c, k), math.inf), low)
-                if verdict.evaluable and not verdict.error <= settings.tol:
-                    return True
-        return any(gap > settings.slack for gap in gaps.values()) if evaluable else None
+                missing |= verdict.missing
+                if not verdict.evaluable or not verdict.compared:
+                    missing = True
+                    continue
+                evaluable = True
+                for k, extremes in verdict.gaps.items():
+                    low, high = gaps.get((c, k), (math.inf, -math.inf))
+                    gaps[c, k] = min(low, extremes[0]), max(high, extremes[1])
+                if not verdict.error <= settings.tol:
+                    return _Fate.REJECTED
+        return _fate(settings, gaps, evaluable=evaluable, missing=missing)
 
     return fares
 
 
 def _arrow_mutants(
     settings: _Settings, sheets: Sequence[_Sheet], c: int
-) -> Iterator[tuple[str, Callable[[], bool | None]]]:
+) -> Iterator[tuple[str, Callable[[], _Fate]]]:
     claim = sheets[0].claims[c]
     assert claim.arrow is not None
     for which, relation in (("first", claim.relation), ("second", claim.arrow)):
@@ -1108,20 +1300,23 @@ def _arrow_mutants(
 
 def _arrow_trial(
     sheets: Sequence[_Sheet], c: int, which: str, wrong: Relation
-) -> Callable[[], bool | None]:
-    def fares() -> bool | None:
-        evaluable = False
+) -> Callable[[], _Fate]:
+    def fares() -> _Fate:
+        evaluable = missing = False
         for sheet in sheets:
             claim = sheet.claims[c]
             assert claim.arrow is not None
             try:
                 one = _truths(claim, wrong, sheet)
                 two = _truths(claim, claim.arrow if which == "first" else claim.relation, sheet)
-            except (Misfit, Unread, RuntimeError, ValueError, OverflowError):
+            except _NO_VALUE:
+                missing = True
                 continue
             evaluable = True
             if one != two:
-                return True
-        return False if evaluable else None
+                return _Fate.REJECTED
+        if not evaluable:
+            return _Fate.NONE
+        return _Fate.IDLE if missing else _Fate.ACCEPTED
 
     return fares

@@ -64,6 +64,8 @@ RELATIONS = frozenset(
     ]
 )
 ARROWS = frozenset([r"\Rightarrow", r"\iff"])
+#: Environments that only set lines below each other.
+LINES = frozenset(["aligned", "split", "gathered"])
 SIGNS = frozenset([r"\cdot", r"\times", r"\odot", "/", r"\vee", r"\wedge"])
 FUNCTIONS = frozenset(
     [
@@ -90,6 +92,8 @@ FUNCTIONS = frozenset(
 )
 BIG = frozenset([r"\sum", r"\prod"])
 EXTREMES = frozenset([r"\max", r"\min", r"\sup", r"\inf", r"\arg\max", r"\arg\min"])
+IMAGINARY = r"\mathrm{i}"
+DIAGONAL = r"\mathrm{diag}"
 MOMENTS = {
     r"\mathbb E": r"\mathbb E",
     r"\mathrm{Var}": r"\mathrm{Var}",
@@ -146,7 +150,7 @@ def parse(tex: str, lexicon: Lexicon | None = None) -> Display:
         Fraction(top=Name(text='x'), bottom=Number(text='2'))
     """
     words = (lexicon or Lexicon()).copy()
-    tokens = _unbraced(lex(tex))
+    tokens = _unbraced(_one_line(tex, lex(tex)))
     for name in _defined_functions(tokens, words):
         words.add(name, function=True)
     if not any(token.text in _BOTH for token in tokens):
@@ -157,6 +161,39 @@ def parse(tex: str, lexicon: Lexicon | None = None) -> Display:
         one = [replace(token, text=signs.get(token.text, token.text)) for token in tokens]
         statements += _Parser(tex, one, words).display().statements
     return Display(tuple(statements))
+
+
+def _one_line(tex: str, tokens: list[Token]) -> list[Token]:
+    r"""Write what stands in aligned lines on one: a line goes on, or is a statement of its own."""
+    done: list[Token] = []
+    inner = 0  # how deep in other environments, whose & and \\ mean something else
+    aligned = 0
+    i = 0
+    while i < len(tokens):
+        token = tokens[i]
+        if token.text in (r"\begin", r"\end") and i + 1 < len(tokens):
+            end = next((j for j in range(i, len(tokens)) if tokens[j].text == "}"), i)
+            opens = token.text == r"\begin"
+            if "".join(t.text for t in tokens[i + 2 : end]) in LINES:
+                aligned += 1 if opens else -1
+                i = end + 1
+                continue
+            inner += 1 if opens else -1
+        elif aligned and not inner and token.text == "&":
+            i += 1
+            continue
+        elif aligned and not inner and token.text == r"\\":
+            i += 1
+            while i < len(tokens) and (tokens[i].text == "&" or tokens[i].sort == "gap"):
+                i += 1
+            if i < len(tokens) and tokens[i].text not in RELATIONS | SIGNS | {"+", "-"}:
+                done.append(replace(token, text=r"\qquad", sort="gap"))
+            continue
+        done.append(token)
+        i += 1
+    if aligned:
+        raise TexError(r"\begin and \end do not match", tex, 0)
+    return done
 
 
 def _unbraced(tokens: list[Token]) -> list[Token]:
@@ -449,6 +486,8 @@ class _Parser:
             return self.big(rf"\arg{self.next().text}")
         if key in EXTREMES and self.peek(1) == "_":
             return self.big(self.next().text)
+        if key == DIAGONAL and self.peek(1) == "_":
+            return self.scripts(self.big(self.next().key))
         if key == r"\lim":
             return self.limit()
         if self.moment():
@@ -536,7 +575,8 @@ class _Parser:
         for token in self.tokens[self.i + 1 : end]:
             depth += (token.text in "([") - (token.text in ")]")
             several |= depth == 0 and token.text in SEPARATORS
-        return base.text.startswith(r"\mathrm{") or several
+        word = base.text.startswith(r"\mathrm{") and base.text != IMAGINARY
+        return word or several
 
     def _is_factor_before(self, text: str) -> bool:
         """Whether a quantity is a factor, as in p(1-p): a sum with a number or itself follows."""
@@ -592,7 +632,8 @@ class _Parser:
         # A sign or a word below, or an upper index that is no operation, belongs to the name.
         if low in _MARKS or (len(low) == 1 and low[0].startswith(r"\mathrm{")):
             return Name(text_of((base, low, (), primes))), [], [*sup, *tail], 0
-        if high and (high[0] in ("*", "(") or high[0].startswith(r"\mathrm{")):
+        word = bool(high) and high[0].startswith(r"\mathrm{") and high[0] != IMAGINARY
+        if word or (high and high[0] in ("*", "(")):
             return Name(text_of((base, (), high, primes))), sub, tail, 0
         return Name(text_of((base, (), (), primes))), sub, [*sup, *tail], 0
 
@@ -633,6 +674,8 @@ class _Parser:
             return Transpose(Power(node, Negative(Number("1"))))
         if keys in (("+",), ("*",)):
             return Postfix(node, keys[0])
+        if keys == ("+", r"\top"):
+            return Transpose(Postfix(node, "+"))
         return Power(node, self.whole(sup))
 
     def scripts(self, node: Node) -> Node:
@@ -661,7 +704,12 @@ class _Parser:
                 self.i += 1
                 arguments.append(Name(r"\cdot"))
             else:
-                arguments.append(self.relation())
+                arguments.append(self.sum())
+                if self.peek() in RELATIONS:
+                    raise self.fail(
+                        "a relation is no argument; let a key of the reading be the whole name, "
+                        'as in "P(X>x)"'
+                    )
             if self.peek() in SEPARATORS:
                 separators.append(self.next().text)
             elif self.peek() != close:
@@ -677,12 +725,11 @@ class _Parser:
 
     def function(self, function: Node) -> Node:
         """Read the argument of a function, with parentheses or without."""
-        sup: list[Token] = []
-        while self.peek() in ("_", "^"):
-            if self.next().text == "_":
-                function = Index(function, self.indices(self.group()))
-            else:
-                sup = self.group()
+        sub, sup, primes = self.raw_scripts()
+        if sub:
+            function = Index(function, self.indices(sub))
+        for _ in range(primes):
+            function = Derivative("prime", function, ())
         if self.peek() in ("(", "["):
             return self.scripts(self.power(self.application(function), sup))
         factors = [self.factor()]
@@ -792,6 +839,10 @@ class _Parser:
         op = self.domain(sign, low)
         if high:
             op = replace(op, high=self.whole(high))
+        if sign == DIAGONAL:
+            if self.peek() not in ("(", "["):
+                raise self.fail("what stands on the diagonal is expected here, in parentheses")
+            return replace(op, body=self.brackets())
         if self.accept("-"):
             return replace(op, body=Negative(self.term()))
         return replace(op, body=self.term())

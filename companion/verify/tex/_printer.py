@@ -109,6 +109,8 @@ def _bigop(node: BigOp) -> tuple[int, str]:
         else:
             below = f"{names}:{to_tex(node.condition)}"
     above = f"^{_script(to_tex(node.high, _SUM))}" if node.high is not None else ""
+    if node.sign == r"\mathrm{diag}":
+        return _BASE - 1, f"{node.sign}_{_script(below)}({to_tex(node.body)})"
     return _SUM, f"{node.sign}_{_script(below)}{above}{to_tex(node.body, _TERM)}"
 
 

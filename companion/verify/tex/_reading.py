@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -11,7 +12,18 @@ from torch import Tensor
 from companion.verify.tex._lexicon import Lexicon, forms_of, text_of
 from companion.verify.tex._nodes import Node
 
-__all__ = ["Adjoint", "Definition", "Law", "Scope", "Table", "Unread", "over", "samples", "table"]
+__all__ = [
+    "Adjoint",
+    "Definition",
+    "Law",
+    "Opaque",
+    "Scope",
+    "Table",
+    "Unread",
+    "over",
+    "samples",
+    "table",
+]
 
 
 class Unread(LookupError):
@@ -21,6 +33,10 @@ class Unread(LookupError):
         """List the names."""
         self.names = sorted(set(names))
         super().__init__(", ".join(self.names))
+
+
+class Opaque(Exception):
+    """A derivative that SymPy cannot follow on the page."""
 
 
 @dataclass(frozen=True)
@@ -187,14 +203,21 @@ class Scope:
         self.origins = origin
         self.sizes = sizes
         self.definitions: dict[str, Definition] = {}
+        # What the page displays for a name that has a reading, and how SymPy differentiates it.
+        self.displayed: dict[str, Definition] = {}
+        self.by_symbols: Callable[..., Tensor] | None = None
         self.bound: dict[str, Any] = {}
+        self.sets: set[str] = set()  # names whose list or range is a set, and no index's values
         self.cache: dict[Any, Any] = {}
         self.drawn: dict[Any, Any] = {}
+        self.called: dict[Any, Any] = {}  # functions of the reading at whole numbers
         self.route = "autograd"
         self.fold: int | None = None
         self.depth = 0
         self.nested = False
         self.monte_carlo = False
+        # By name: the functions of the library and the page that its function goes through.
+        self.made_by: dict[str, dict[CodeType, str]] | None = None
         self.touched = False  # whether samples were used since this was last set
         self.differentiated = False
         self.took_limit = False
@@ -215,8 +238,14 @@ class Scope:
         found: set[str] = set()
         callables = [v for v in self.values.values() if callable(v) and not isinstance(v, Table)]
         for value in [*callables, *([self.loss] if self.loss else [])]:
-            found |= {text for name in parameters(value) for text in map(text_of, forms_of(name))}
+            found |= texts_of_parameters(value)
         return found
+
+    def with_symbols(self, differentiate: Callable[..., Tensor]) -> "Scope":
+        """Return a scope in which derivatives are those of the displayed formulas."""
+        other = self.child({})
+        other.cache, other.by_symbols = {}, differentiate
+        return other
 
     def child(self, names: Mapping[str, Any]) -> "Scope":
         """Return a scope with names bound, as indices are."""
@@ -227,6 +256,10 @@ class Scope:
         if not self.watched.isdisjoint(names):
             other.cache = {}
         return other
+
+    def is_set(self, text: str) -> bool:
+        """Tell whether a name stands for a set as a whole, and not for what runs over it."""
+        return text in self.bound or text in self.sets
 
     def origin(self, base: str) -> int:
         """Return the index of the first entry of an array, as the page counts."""
@@ -265,3 +298,8 @@ def parameters(function: Callable[..., Any]) -> list[str]:
         if parameter.default is inspect.Parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
+
+
+def texts_of_parameters(function: Callable[..., Any]) -> set[str]:
+    """Return all names on a page for which the parameters of a function may stand."""
+    return {text_of(form) for name in parameters(function) for form in forms_of(name)}
