@@ -284,8 +284,8 @@ async def execute(chapter: Chapter, key: str) -> float:
     reached: list[NotebookNode] = []
     client.on_cell_start = lambda cell, cell_index: reached.append(cell)
     client.on_notebook_start = lambda notebook: plain_signals()
-    used = [0.0]
-    client.on_notebook_complete = lambda notebook: used.append(processor_seconds(client.km))
+    used = [0.0]  # after the last cell; then the kernel is gone
+    client.on_cell_complete = lambda cell, cell_index: used.append(processor_seconds(client.km))
     started = time.monotonic()
     try:
         await client.async_execute(env=kernel_environment(chapter.root))
