@@ -169,7 +169,10 @@ def test_every_equation_of_the_ledger_is_marked_on_its_page(
     ledger: dict[str, Any], soups: Soups
 ) -> None:
     marks = {
-        name: {str(tag["href"]).removeprefix("#"): tag for tag in soup.select("a.check")}
+        name: {
+            str(tag["href"]).removeprefix("#"): tag
+            for tag in soup.select(".equation-number a.check")
+        }
         for name, soup in soups.items()
     }
     for entry in ledger["equations"]:
