@@ -793,3 +793,21 @@ def test_sympy_is_no_route_where_nothing_is_displayed_or_arrays_are_multiplied()
     products = r"L=\log\sum_je^{z_j}-zy^\top"
     record = check("eq:test", r"\nabla_zL=p-y", LOGITS, given=[products])
     assert routes(record) == ["autograd", "finite differences"]
+
+
+@pytest.mark.parametrize("condition", [r"\rho=1", r"\lambda\ge1"])
+def test_a_condition_on_a_parameter_that_the_formula_does_not_print_must_hold(condition):
+    def reading(steps, gain):
+        return {
+            "M": lambda T: gain * T * (T + 1) / 2,  # the page prints M(T) for what depends on rho
+            "epsilon": gain,
+            "T": steps,
+            "rho": 0.0,
+            "lambda": 0.7,
+        }
+
+    readings = [reading(3, 0.3), reading(7, 0.2)]
+    claim = r"M(T)=\frac{\epsilon\,T(T+1)}2\qquad(%s)"
+    check("eq:square", claim % r"\rho=0", readings)
+    with pytest.raises(VerificationError, match="hold nowhere"):
+        check("eq:square", claim % condition, readings)

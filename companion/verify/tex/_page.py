@@ -552,7 +552,11 @@ def _points(
             if (is_range or unknown) and text not in names and _is_index(text, part, scope):
                 names.append(text)
     used = set(free_names(relation)) | (set(free_names(arrow)) if arrow else set())
-    relevant = [c for c in conditions if set(free_names(c)) & used]
+    # A condition on other indices is none of this claim; one without an index may concern a
+    # parameter that the page does not print, such as M(T) at \rho = 0.
+    relevant = [
+        c for c in conditions if set(free_names(c)) & used or not set(free_names(c)) & set(names)
+    ]
     ranges = []
     for text in names:
         try:
