@@ -4,28 +4,21 @@ It acts on every token by itself. In formulas matrices are :math:`(d_{in}, d_{ou
 rows; inside the modules they are ``nn.Linear``, whose ``weight`` is the transpose.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion.core import HasSites
+from companion.foundations.backpropagation import ACTIVATIONS
 
-__all__ = ["ACTIVATIONS", "Activation", "FeedForward", "GatedFeedForward"]
+__all__ = ["KNOWN", "Activation", "FeedForward", "GatedFeedForward"]
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
-#: The activation functions, by name.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-}
+# The functions themselves are in :data:`companion.foundations.backpropagation.ACTIVATIONS`.
+KNOWN: tuple[Activation, ...] = get_args(Activation)
 
 
 class FeedForward(HasSites):
@@ -192,5 +185,5 @@ class GatedFeedForward(HasSites):
 def _check_sizes(dim: int, ff_dim: int, activation: str) -> None:
     if dim < 1 or ff_dim < 1:
         raise ValueError(f"sizes must be 1 or more, got dim = {dim} and ff_dim = {ff_dim}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if activation not in KNOWN:
+        raise ValueError(f"activation must be one of {', '.join(KNOWN)}, got {activation!r}")
