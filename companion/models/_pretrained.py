@@ -200,15 +200,14 @@ def save_pretrained(
     codec = _family(inner)
     config: TransformerConfig = inner.config
     described = codec.describe(config)
+    check_count("shard_bytes", shard_bytes)
+    for name, parameter in inner.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(f"{name!r} is on the meta device, and so has no values to save")
     tensors = codec.tensors(config, inner)
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     described["dtype"] = described["torch_dtype"] = dtype
     described |= _tokens(model)
-
-    check_count("shard_bytes", shard_bytes)
-    for name, tensor in tensors.items():
-        if tensor.is_meta:
-            raise ValueError(f"{name!r} is on the meta device, and so has no values to save")
 
     folder = Path(directory).expanduser()
     with _new_folder(folder):
