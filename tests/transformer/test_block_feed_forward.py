@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
 
-from companion.foundations.backpropagation import ACTIVATIONS
+from companion.foundations import backpropagation
 from companion.transformer.block import FeedForward, GatedFeedForward
-from companion.transformer.block._feed_forward import KNOWN
+from companion.transformer.block._feed_forward import ACTIVATIONS
 from companion.verify import count_flops
 
 B, N, D, FF = 2, 3, 5, 11
@@ -45,9 +45,10 @@ def rows(g: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape or (B, N, D), generator=g, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", sorted(KNOWN))
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_the_activations_are_those_of_transformers(name: str, g: torch.Generator) -> None:
-    assert set(KNOWN) == set(NAMES)
+    assert set(ACTIVATIONS) == set(NAMES)
+    assert ACTIVATIONS[name] is backpropagation.ACTIVATIONS[name]  # one table
     x = 3 * rows(g)
     torch.testing.assert_close(ACTIVATIONS[name](x), ACT2FN[NAMES[name]](x), **EXACT)
 
@@ -59,7 +60,7 @@ def test_the_two_gelus_are_close_and_not_equal(g: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("name", sorted(KNOWN))
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_the_formula_in_the_layout_of_the_book(name: str, bias: bool, g: torch.Generator) -> None:
     x = rows(g)
     plain = filled(FeedForward(D, FF, activation=name, bias=bias), g)

@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
 from companion.core import check_count, check_ids, check_shape
-from companion.foundations.backpropagation import ACTIVATIONS
 from companion.foundations.cross_entropy import IGNORE
 from companion.transformer.block import Encoder, LayerNorm, TransformerConfig
+from companion.transformer.block._feed_forward import ACTIVATIONS
 
 __all__ = ["BertForPreTraining", "BertLogits", "PreTrainingLoss"]
 

@@ -5,9 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion.core import LinearLike, LinearPlace, check_count, randn, replace_linears
-from companion.foundations.backpropagation import ACTIVATIONS
 from companion.pretraining.transfer._freezing import freeze
-from companion.transformer.block._feed_forward import KNOWN, Activation
+from companion.transformer.block._feed_forward import ACTIVATIONS, Activation
 
 __all__ = ["AdaptedLinear", "Adapter", "add_adapters"]
 
@@ -58,8 +57,8 @@ class Adapter(nn.Module):
         super().__init__()
         check_count("dim", dim)
         check_count("width", width)
-        if activation not in KNOWN:
-            known = ", ".join(KNOWN)
+        if activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
             raise ValueError(f"activation must be one of {known}, got {activation!r}")
         self.activation = activation
         # Made without drawing from the global generator, and filled below.

@@ -4,6 +4,7 @@ It acts on every token by itself. In formulas matrices are :math:`(d_{in}, d_{ou
 rows; inside the modules they are ``nn.Linear``, whose ``weight`` is the transpose.
 """
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -11,14 +12,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion.core import HasSites
-from companion.foundations.backpropagation import ACTIVATIONS
+from companion.foundations import backpropagation
 
-__all__ = ["KNOWN", "Activation", "FeedForward", "GatedFeedForward"]
+__all__ = ["ACTIVATIONS", "Activation", "FeedForward", "GatedFeedForward"]
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
-# The functions themselves are in :data:`companion.foundations.backpropagation.ACTIVATIONS`.
-KNOWN: tuple[Activation, ...] = get_args(Activation)
+#: Those of the one table of activation functions that a block may have, by name. A plain
+#: dictionary: torch.compile does not look into a read-only one once it has seen any change.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    name: backpropagation.ACTIVATIONS[name] for name in get_args(Activation)
+}
 
 
 class FeedForward(HasSites):
@@ -185,5 +189,5 @@ class GatedFeedForward(HasSites):
 def _check_sizes(dim: int, ff_dim: int, activation: str) -> None:
     if dim < 1 or ff_dim < 1:
         raise ValueError(f"sizes must be 1 or more, got dim = {dim} and ff_dim = {ff_dim}")
-    if activation not in KNOWN:
-        raise ValueError(f"activation must be one of {', '.join(KNOWN)}, got {activation!r}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
