@@ -28,24 +28,26 @@ def _side(device: torch.device, make: Callable[[list[Tensor]], Any]) -> Side:
 
 def pairs() -> Iterator[Pair]:
     """Yield the pairs of this module."""
-    cases: list[tuple[str, Callable[[Any], Any], Callable[..., Any]]] = [
-        ("sgd", lambda p: ours.SGD(p, 0.1), lambda p, **k: torch.optim.SGD(p, 0.1, **k)),
+    cases: list[tuple[str, str, Callable[[Any], Any], Callable[..., Any]]] = [
+        ("sgd", "SGD", lambda p: ours.SGD(p, 0.1), lambda p, **k: torch.optim.SGD(p, 0.1, **k)),
         (
             "momentum",
+            "SGD with momentum",
             lambda p: ours.Momentum(p, 0.1, momentum=0.9),
             lambda p, **k: torch.optim.SGD(p, 0.1, momentum=0.9, **k),
         ),
         (
             "adamw",
+            "AdamW",
             lambda p: ours.AdamW(p, 1e-3, weight_decay=0.1),
             lambda p, **k: torch.optim.AdamW(p, 1e-3, weight_decay=0.1, **k),
         ),
     ]
-    for name, mine, its in cases:
+    for name, title, mine, its in cases:
         for form in ("foreach", "fused"):
             yield Pair(
                 name=f"optimizer/{name}-{form}",
-                task="one step, 10 million parameters",
+                task=f"{title}: one step, 10 million parameters",
                 peer=f"torch.optim, {form}=True",
                 ours=lambda device, f=mine: _side(device, f),
                 theirs=lambda device, f=its, k=form: _side(device, lambda p: f(p, **{k: True})),

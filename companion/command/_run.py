@@ -118,7 +118,8 @@ class _HeldOut:
 
     @torch.no_grad()
     def measure(self, module: nn.Module, autocast: torch.dtype | None) -> float:
-        """Test the model, each process on its share."""
+        """Test the model, each process on its share, and leave it in the mode it was in."""
+        mode = module.training
         module.eval()
         device, world = self.here.device, self.here.world
         nats = 0.0
@@ -129,7 +130,7 @@ class _HeldOut:
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
                 found = module((part, "sum"))
             nats += float(found) if mine < len(self._parts) else 0.0
-        module.train()
+        module.train(mode)
         if world > 1:
             nats = world * float(average_(torch.tensor(nats, device=device).double()))
         return nats / (self.size * math.log(2))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ from torch import Tensor
 
 from companion.core.parallel import is_main
 
-__all__ = ["file_hash", "pack", "sync", "unpack", "unshared", "whole", "write_atomically"]
+__all__ = [
+    "file_hash",
+    "pack",
+    "sync",
+    "unpack",
+    "unshared",
+    "whole",
+    "write_atomically",
+    "write_tensors",
+]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -84,6 +94,26 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else list(items)
 
 
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file that others may read as they may any file made here.
+
+    The library's own files belong to their owner alone, whatever the umask says.
+
+    Args:
+        path: The file.
+        tensors: On the CPU and contiguous, of which no two share memory.
+        metadata: Words for its header.
+    """
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(dict(tensors), path, metadata=metadata)
+    path.chmod(mode)
+
+
 def write_atomically(path: Path, content: str | Callable[[Path], object]) -> None:
     """Write a file so that it is there whole or not at all.
 
@@ -92,8 +122,12 @@ def write_atomically(path: Path, content: str | Callable[[Path], object]) -> Non
         content: Its text, or a function that writes the file it is given.
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
-    if isinstance(content, str):
-        unfinished.write_text(content, encoding="utf-8")
-    else:
-        content(unfinished)
-    os.replace(unfinished, path)
+    try:
+        if isinstance(content, str):
+            unfinished.write_text(content, encoding="utf-8")
+        else:
+            content(unfinished)
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise

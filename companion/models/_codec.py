@@ -15,6 +15,7 @@ from companion.transformer.block import TransformerConfig
 
 __all__ = [
     "ACTIVATIONS",
+    "CONTEXT",
     "Codec",
     "Entry",
     "Piece",
@@ -24,6 +25,10 @@ __all__ = [
     "require",
     "their_name",
 ]
+
+#: What we write where the configuration of a family has no word for the longest text. Hugging Face
+#: keeps what it does not know.
+CONTEXT = "companion_context"
 
 #: Activations by the names that Hugging Face's configurations give them, and by ours.
 ACTIVATIONS = {
@@ -327,12 +332,19 @@ def _make_buffers(model: nn.Module, device: str | torch.device) -> None:
             module.edges = fresh.edges
 
 
+_OPTIONS = {"head_width": "head_dim", "key_value_heads": "kv_heads"}
+
+
 def require(name: str, config: TransformerConfig, wanted: Mapping[str, Collection[Any]]) -> None:
-    """Refuse a description in which a setting has none of the values that a family can say."""
+    """Refuse a description in which a setting has none of the values that a family can say.
+
+    A property that fills a default in is told by the name of the option behind it.
+    """
     for setting, values in wanted.items():
         have = getattr(config, setting)
         if have not in values:
             said = " or ".join(repr(value) for value in values)
+            option = _OPTIONS.get(setting, setting)
             raise ValueError(
-                f"this model is no {name}: {setting} must be {said} there, and is {have!r}"
+                f"this model is no {name}: {option} must be {said} there, and is {have!r}"
             )

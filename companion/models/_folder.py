@@ -1,7 +1,6 @@
 """The files of a checkpoint folder: JSON, tensors in one file or in shards, the tokenizer."""
 
 import json
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from companion.core import _storage
 from companion.core._storage import write_atomically
 
 if TYPE_CHECKING:
@@ -117,14 +117,8 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], *, shard_bytes: i
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
     # One tensor at a time is copied: views of a joined matrix are not contiguous or share memory.
     own = {
         name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
     }
-    save_file(own, path, metadata={"format": "pt"})
-    # The library makes files that only their owner may read. A checkpoint is a file like others.
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
+    _storage.write_tensors(path, own, metadata={"format": "pt"})

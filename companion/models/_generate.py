@@ -10,6 +10,7 @@ from torch import Tensor
 
 from companion.core import check_count, check_ids, check_in_range, check_shape
 from companion.pretraining.autoregressive import draw
+from companion.pretraining.autoregressive._draw import check_rows
 from companion.transformer.block import Decoder, EncoderDecoder
 from companion.transformer.multi_head import KVCache
 
@@ -82,12 +83,18 @@ def greedy(
     Returns:
         One id for each sequence. Ties go to the smallest id on the CPU.
 
+    Raises:
+        ValueError: As :func:`~companion.pretraining.autoregressive.draw`, if the largest logit of
+            a row is not finite: one is NaN or :math:`+\infty`, or all are :math:`-\infty`. On an
+            accelerator such a row ends in an assertion of the device.
+
     Book: :doc:`/book/transformer/block`
 
     Example:
         >>> greedy(torch.tensor([[0.1, 2.0, 1.0]]))
         tensor([1])
     """
+    check_rows(logits)
     return logits.argmax(dim=-1)
 
 

@@ -1,5 +1,8 @@
 """Checkpoint folders in, checkpoint folders out, and the two models that come with the book."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,7 @@ import torch
 from torch import nn
 
 from companion import data
+from companion.core import check_count
 from companion.core._storage import write_atomically
 from companion.models._bart import BART
 from companion.models._bert import BERT, bert_with_heads, present_name
@@ -57,8 +61,8 @@ def load_pretrained(
     Which architecture it is, biases, a tied or separate output layer, grouped keys and values, and
     scaled rotary positions are read from the configuration. Of weights that are tied a file may
     hold any one, by any of its names. With dynamic scaling the context is that of training times
-    the factor; T5 and XLNet know no limit, and have a context of 2**20. Heads for other tasks are
-    left out.
+    the factor; published files of T5 and XLNet know no limit, and give a context of 2**20, those of
+    :func:`save_pretrained` that of the model. Heads for other tasks are left out.
 
     Args:
         directory: The folder.
@@ -166,11 +170,13 @@ def save_pretrained(
 
     Raises:
         ValueError: If the model has a form that the architecture does not have (the setting is
-            named), or parts that it does not know, such as adapters.
+            named), or parts that it does not know, such as adapters; if it has no values, on the
+            meta device; if ``shard_bytes`` is below 1.
 
     Numerics:
         Weights keep their type. Each file is there whole or not at all, and ``config.json``,
-        without which a folder is no model, comes last. A process that reads while another one
+        without which a folder is no model, comes last. Where saving fails, no folder and no
+        unfinished file is left that was not there before. A process that reads while another one
         saves over the same folder may see files of both.
 
     Book: :doc:`/book/transformer/block`
@@ -194,17 +200,37 @@ def save_pretrained(
     codec = _family(inner)
     config: TransformerConfig = inner.config
     described = codec.describe(config)
+    check_count("shard_bytes", shard_bytes)
+    for name, parameter in inner.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(f"{name!r} is on the meta device, and so has no values to save")
     tensors = codec.tensors(config, inner)
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     described["dtype"] = described["torch_dtype"] = dtype
     described |= _tokens(model)
 
     folder = Path(directory).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_words(folder, model, config.context)
-    write_tensors(folder, tensors, shard_bytes=shard_bytes)
-    # Last: a folder without it is no model.
-    write_json(folder / "config.json", described)
+    with _new_folder(folder):
+        _write_words(folder, model, config.context)
+        write_tensors(folder, tensors, shard_bytes=shard_bytes)
+        # Last: a folder without it is no model.
+        write_json(folder / "config.json", described)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder; if what follows fails, whatever was not there before goes again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        if folder in missing:
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in missing:  # of the folders above it, only what is empty
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def minilm(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from companion.models._codec import (
+    CONTEXT,
     Codec,
     Entry,
     Piece,
@@ -56,7 +57,7 @@ def _configure(
         heads=raw["num_heads"],
         head_dim=raw["d_kv"],
         ff_dim=raw["d_ff"],
-        context=2**20,  # there is no limit to the length of a text
+        context=raw.get(CONTEXT, 2**20),  # published files know no limit to a text
         norm="rms",
         norm_eps=raw.get("layer_norm_epsilon", 1e-6),
         activation=_GATES[name] if kind.startswith("gated-") else name,
@@ -102,6 +103,7 @@ def _describe(config: TransformerConfig) -> dict[str, Any]:
         "model_type": "t5",
         "is_encoder_decoder": True,
         "vocab_size": config.vocab,
+        CONTEXT: config.context,
         "d_model": config.dim,
         "num_layers": config.layers,
         "num_decoder_layers": config.layers,

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from companion.models._codec import (
+    CONTEXT,
     Codec,
     Entry,
     Piece,
@@ -39,7 +40,7 @@ def _configure(
         heads=raw["n_head"],
         head_dim=raw.get("d_head") or raw["d_model"] // raw["n_head"],
         ff_dim=raw["d_inner"],
-        context=2**20,  # there is no limit to the length of a text
+        context=raw.get(CONTEXT, 2**20),  # published files know no limit to a text
         norm_place="post",
         norm_eps=raw.get("layer_norm_eps", 1e-12),
         activation=activation(raw.get("ff_activation", "gelu"), folder),
@@ -71,6 +72,7 @@ def _describe(config: TransformerConfig) -> dict[str, Any]:
         "architectures": ["XLNetLMHeadModel"],
         "model_type": "xlnet",
         "vocab_size": config.vocab,
+        CONTEXT: config.context,
         "d_model": config.dim,
         "n_layer": config.layers,
         "n_head": config.heads,

@@ -15,6 +15,7 @@ from benchmarks._growth import slope
 from benchmarks._pair import Pair, close
 from benchmarks._process import Failed, ask
 from benchmarks.pairs import PAIRS
+from companion.data import stored_run
 
 
 def test_pairs_say_what_they_measure() -> None:
@@ -24,6 +25,16 @@ def test_pairs_say_what_they_measure() -> None:
         assert name.count("/") == 1
         assert pair.task
         assert pair.peer
+
+
+def test_no_two_rows_of_the_table_read_alike() -> None:
+    rows = [(pair.task, pair.peer) for pair in PAIRS.values()]
+    assert len(rows) == len(set(rows))
+    # The stored run, which the page shows, has the words of the code.
+    for run in stored_run("benchmark").results["runs"]:
+        for row in run["pairs"]:
+            if row["name"].startswith("optimizer/"):
+                assert row["task"] == PAIRS[row["name"]].task
 
 
 def test_results_that_differ_are_refused() -> None:

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import os
 import sys
 import threading
@@ -12,8 +13,9 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from companion.command import _corpus, _writing, main
+from companion.command import _corpus, _run, _writing, main
 from companion.command._corpus import END
+from companion.core import Processes
 from companion.data import __main__ as data_command
 from companion.models import load_pretrained
 
@@ -706,3 +708,23 @@ def test_a_tokenizer_without_an_end_is_refused(here, capsys):
     Tokenizer(models.BPE({"T": 0}, [])).save("t.json")
     said = one_line_of(capsys, "play.txt", "--tokenizer", "t.json")
     assert "has no token for the end of a document: it needs one of <|endoftext|>" in said
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_held_out_test_leaves_the_model_in_the_mode_it_was_in(training):
+    class Watched(torch.nn.Linear):
+        def forward(self, batch):
+            seen.append(self.training)
+            return batch[0].sum()
+
+    seen = []
+    module = Watched(1, 1).train(training)
+    settings = {"context": 3, "batch": 2}
+    here = Processes(rank=0, world=1, device=torch.device("cpu"))
+    test = _run._HeldOut(torch.arange(8), 5, settings, here)
+    # Two blocks of 3 tokens and what they predict, and the rest: 0..6 in rows that overlap, 6 7.
+    assert test.measure(module, None) == pytest.approx(
+        (0 + 1 + 2 + 3 + 3 + 4 + 5 + 6 + 6 + 7) / (5 * math.log(2))
+    )
+    assert module.training is training
+    assert seen == [False, False]

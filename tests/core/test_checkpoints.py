@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -509,3 +510,31 @@ def test_a_norm_under_two_names_trains_and_goes_on(tmp_path):
     for path in sorted(tmp_path.rglob("step-*")):
         path.rename(path.with_name(f"gone-{path.name}"))
     assert same(resumed, run(5))
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_files_have_the_permissions_of_others_made_here(mask, mode, tmp_path):
+    model, optimizer, saved = start(tmp_path / "run")
+    before = os.umask(mask)
+    try:
+        finish(model, optimizer, saved, steps=4)
+        _storage.write_tensors(tmp_path / "again", {"x": torch.ones(3)})
+        _storage.write_tensors(tmp_path / "again", {"x": torch.ones(5)})
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "run" / "step-00000004").iterdir(), tmp_path / "again"]
+    assert len(files) == 5
+    for path in files:
+        assert stat.S_IMODE(path.stat().st_mode) == mode, path.name
+
+
+def test_a_file_that_fails_leaves_nothing_unfinished(tmp_path):
+    def half(path):
+        path.write_bytes(b"half")
+        raise Stop
+
+    _storage.write_atomically(tmp_path / "it", "whole")
+    with pytest.raises(Stop):
+        _storage.write_atomically(tmp_path / "it", half)
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
+    assert (tmp_path / "it").read_text() == "whole"

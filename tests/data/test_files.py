@@ -311,3 +311,33 @@ def test_registry_is_plain_and_complete() -> None:
         assert bool(entry.hub_repo) == all(file.hub for file in entry.files)
         if entry.hub_repo:
             assert re.fullmatch(r"[0-9a-f]{40}", entry.hub_revision)
+
+
+def test_a_reader_that_leaves_ends_the_list_without_a_word() -> None:
+    words = [sys.executable, "-m", "companion.data", "list"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as left:
+        assert left.stdout is not None
+        assert left.stderr is not None
+        left.stdout.close()
+        said = left.stderr.read()
+    assert (left.returncode, said) == (141, b"")
+
+
+def test_what_is_missing_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command_line.main(["list", "--directory", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == f"companion.data: {tmp_path / 'none'} is no folder\n"
+    monkeypatch.setattr(command_line, "__file__", str(tmp_path / "a" / "b" / "__main__.py"))
+    assert command_line.main(["install"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("companion.data: the pinned requirements were found neither at")
+    assert "Run: pip install" in err
+
+
+def test_an_error_about_missing_data_is_one_line_with_the_command_that_helps() -> None:
+    with pytest.raises(data.MissingDataError) as missing:
+        data.smollm2(directory="nowhere")
+    assert str(missing.value).count("\n") == 0
+    assert "Run: " in str(missing.value)

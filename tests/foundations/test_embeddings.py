@@ -414,6 +414,8 @@ def test_without_exclusion_the_question_words_may_win(keyed):
 def test_saved_vectors_come_back_bit_for_bit(tmp_path):
     made = emb.Embeddings(words=("a", "中"), vectors=draw(2, D), contexts=draw(2, D, seed=1))
     made.save(tmp_path / "it.safetensors")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "it.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
     back = emb.Embeddings.load(tmp_path / "it.safetensors")
     assert back.words == made.words
     assert back.losses is None

@@ -1,5 +1,6 @@
 """Sampling: continuations have the model's own probabilities, past its context as well."""
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from companion.core import generator
-from companion.models import generate, sample
+from companion.models import generate, greedy, sample
 from companion.pretraining.autoregressive import initialize, llama_config, next_token_log_probs
 from companion.transformer.block import Decoder
 
@@ -34,6 +35,16 @@ def test_temperature_zero_is_greedy_and_a_low_one_nearly(model: Decoder, g: Any)
     for temperature in (0.0, 1e-6):
         pick = sample(temperature=temperature, generator=g)
         assert torch.equal(generate(model, ids, tokens=11, pick=pick), expected)
+
+
+@pytest.mark.parametrize("bad", [[0.0, math.nan], [-math.inf] * 2, [math.inf, 0.0]])
+def test_greedy_refuses_the_rows_that_draw_refuses(bad: list[float]) -> None:
+    rows = torch.tensor([[0.0, 1.0], bad, [1.0, -math.inf]])
+    with pytest.raises(
+        ValueError, match=r"largest logit of each row must be finite, got -?(nan|inf)"
+    ):
+        greedy(rows)
+    assert greedy(rows[::2]).tolist() == [1, 0]
 
 
 def test_continuations_have_the_probabilities_of_the_model(g: torch.Generator) -> None:

@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
 import companion
-from companion.core import generator
+from companion.core import _storage, generator
 from companion.models import (
     TextDecoder,
     TextEncoder,
@@ -26,6 +27,7 @@ from companion.models import (
     load_pretrained,
     save_pretrained,
 )
+from companion.models._codec import require
 from companion.pretraining.denoising import TwoStream
 from companion.pretraining.masked import BertForPreTraining
 from companion.transformer.block import (
@@ -482,6 +484,8 @@ def test_weights_keep_their_type_and_the_model_is_left_alone(tmp_path: Path) -> 
         (EncoderDecoder, replace(MT5, activation="geglu"), "no T5: activation"),
         (EncoderDecoder, replace(T5, tied=False), "no T5: logit_scale"),
         (TwoStream, replace(XLNET, segments=0), "no XLNet: segments must be 2"),
+        (TwoStream, replace(XLNET, head_dim=5), "no XLNet: head_dim must be 8 there, and is 5"),
+        (Encoder, replace(BERT, kv_heads=1), "no BERT: kv_heads must be 3 there, and is 1"),
     ],
 )
 def test_a_form_that_the_family_does_not_have_is_named(
@@ -490,6 +494,70 @@ def test_a_form_that_the_family_does_not_have_is_named(
     with pytest.raises(ValueError, match=said):
         save_pretrained(kind(config), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("setting", ["context", "head_width", "key_value_heads", "norm"])
+def test_a_refusal_names_an_option_that_exists(setting: str) -> None:
+    with pytest.raises(ValueError, match=r"no X: (\w+) must be") as refused:
+        require("X", BERT, {setting: [None]})
+    found = re.search(r"no X: (\w+) must be", str(refused.value))
+    assert found is not None
+    assert found.group(1) in {field.name for field in fields(TransformerConfig)}
+
+
+@pytest.mark.parametrize("case", ["t5", "xlnet"])
+def test_the_context_is_kept_where_the_family_has_no_word_for_it(case: str, tmp_path: Path) -> None:
+    kind, config, name = CASES[case]
+    model = fill(kind(replace(config, context=17)))
+    save_pretrained(model, tmp_path)
+    assert load_pretrained(tmp_path).model.config.context == 17
+    # Theirs takes the configuration as it is, and a file without the word has no limit.
+    assert getattr(transformers, name).from_pretrained(tmp_path).config is not None
+    raw = json.loads((tmp_path / "config.json").read_text())
+    assert raw.pop("companion_context") == 17
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert load_pretrained(tmp_path).model.config.context == 2**20
+
+
+class Unwritable:
+    """A tokenizer that cannot be written."""
+
+    def to_str(self, *, pretty: bool) -> str:
+        raise ValueError("no words")
+
+    def id_to_token(self, number: int) -> str:
+        return str(number)
+
+
+def test_what_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "new"
+    with torch.device("meta"):
+        empty = Decoder(LLAMA)
+    bad: Any = Unwritable()
+    for model, more, said in (
+        (empty, {}, "is on the meta device"),
+        (built("llama"), {"shard_bytes": 0}, "shard_bytes must be 1 or more, got 0"),
+        (TextDecoder(built("llama"), bad, start=1), {}, "no words"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            save_pretrained(model, target, **more)
+        assert not any(tmp_path.iterdir()), said
+
+
+def test_a_failed_save_keeps_what_was_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_pretrained(built("llama"), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(_storage, "write_tensors", full)
+    with pytest.raises(OSError, match="No space"):
+        save_pretrained(fill(Decoder(replace(LLAMA, layers=3))), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_parts_that_the_family_does_not_have_are_named(tmp_path: Path) -> None:

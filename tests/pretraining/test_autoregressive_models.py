@@ -59,6 +59,9 @@ def test_gpt1_has_the_parameters_of_the_released_model() -> None:
     count = parameter_count(gpt1_config(), kind="decoder")
     assert count == sum(p.numel() for p in theirs.parameters())
     assert gpt1_config().norm_place == "post"
+    # Section 4.1: residual, embedding and attention dropouts with a rate of 0.1.
+    assert (gpt1_config().dropout, gpt1_config().attention_dropout) == (0.1, 0.1)
+    assert transformers.OpenAIGPTConfig().attn_pdrop == 0.1
 
 
 def test_gpt1_computes_what_transformers_computes() -> None:

@@ -351,6 +351,8 @@ def test_trained_factors_are_not_read_into_merged_layers(
     model, path = decoder(), tmp_path / "lora.safetensors"
     add_lora(model, targets=["query"], rank=2, alpha=3.0, generator=g)
     save_trained(model, path)
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
     merge_lora(model)
     with pytest.raises(ValueError, match="hold a merged change already: unmerge it first"):
         load_trained(model, path)

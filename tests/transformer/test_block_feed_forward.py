@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
 
+from companion.foundations import backpropagation
 from companion.transformer.block import FeedForward, GatedFeedForward
 from companion.transformer.block._feed_forward import ACTIVATIONS
 from companion.verify import count_flops
@@ -47,6 +48,7 @@ def rows(g: torch.Generator, *shape: int) -> Tensor:
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_the_activations_are_those_of_transformers(name: str, g: torch.Generator) -> None:
     assert set(ACTIVATIONS) == set(NAMES)
+    assert ACTIVATIONS[name] is backpropagation.ACTIVATIONS[name]  # one table
     x = 3 * rows(g)
     torch.testing.assert_close(ACTIVATIONS[name](x), ACT2FN[NAMES[name]](x), **EXACT)
 

@@ -10,10 +10,10 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from companion.core import check_several
+from companion.core._storage import write_tensors
 
 __all__ = ["Embeddings"]
 
@@ -123,9 +123,9 @@ class Embeddings:
             for field in fields(self)
             if field.name not in tensors
         }
-        save_file(
+        write_tensors(
+            Path(path),
             {name: value.contiguous() for name, value in tensors.items()},
-            str(path),
             metadata={"embeddings": json.dumps(plain, ensure_ascii=False)},
         )
 

@@ -36,12 +36,11 @@ class NPLMConfig:
 class NPLM(nn.Module):
     r"""A neural probabilistic language model.
 
-    .. math:: P(w \mid c) = \mathrm{softmax}\big(\tanh([e_{c_1}; \dots; e_{c_m}] W_1 + b_1) W_2
-        + b_2\big)_w
+    .. math:: P(w \mid c) = \mathrm{softmax}\big(\tanh(x W_1 + b_1)\, W_2 + b_2\big)_w
 
-    The row :math:`e_{c_i}` of the embedding :math:`E` has d entries, and the m rows are written
-    one after the other. BOS, the id ``vocab_size``, has a row of :math:`E` and no column of
-    :math:`W_2`.
+    The row :math:`x` holds the rows of the embedding :math:`E`, of d entries each, for the m last
+    symbols :math:`c_1, \dots, c_m`, written one after the other. BOS, the id ``vocab_size``, has a
+    row of :math:`E` and no column of :math:`W_2`.
 
     Args:
         config: The sizes.

@@ -7,7 +7,7 @@ from torch import Tensor
 from companion.core import can_read, check_count, check_in_range, rand, wide
 from companion.foundations.cross_entropy import softmax
 
-__all__ = ["draw"]
+__all__ = ["check_rows", "draw"]
 
 
 def draw(
@@ -48,7 +48,7 @@ def draw(
     """
     check_in_range("temperature", temperature, low=0.0, open_high=True)
     check_count("classes", logits.shape[-1] if logits.ndim else 0)
-    _check_rows(logits)
+    check_rows(logits)
     if temperature == 0:
         return logits.argmax(dim=-1)
     below = softmax(wide(logits), temperature=temperature).cumsum(-1)
@@ -59,7 +59,7 @@ def draw(
     return torch.searchsorted(below, point, right=True).squeeze(-1)
 
 
-def _check_rows(logits: Tensor) -> None:
+def check_rows(logits: Tensor) -> None:
     """Require that each row has a largest logit, and that it is finite."""
     if logits.is_meta or logits.numel() == 0:
         return

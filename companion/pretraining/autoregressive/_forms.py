@@ -89,7 +89,7 @@ def gpt1_config(
         size: Layers, width and heads.
         vocab: Number of token ids.
         context: Longest sequence.
-        dropout: Share of components dropped in training.
+        dropout: Share of components, and of attention weights, dropped in training.
 
     Returns:
         The description; by default of the model of the paper.
@@ -99,7 +99,7 @@ def gpt1_config(
 
     References:
         Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", sec.
-        4.1. The paper's dropout of attention weights is left out.
+        4.1: "residual, embedding, and attention dropouts with a rate of 0.1".
 
     Book: :doc:`/book/pretraining/autoregressive`
 
@@ -120,6 +120,7 @@ def gpt1_config(
         activation="gelu_tanh",
         positions=Learned(),
         dropout=dropout,
+        attention_dropout=dropout,
     )
 
 

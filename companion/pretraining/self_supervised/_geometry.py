@@ -15,7 +15,7 @@ __all__ = ["alignment", "effective_rank", "uniformity", "uniformity_floor"]
 def alignment(U: Float[Tensor, "n dim"], V: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
     r"""Return the mean squared distance of the two views of an example.
 
-    .. math:: L_{align} = \frac1N \sum_i \lVert u_i - v_i \rVert^2
+    .. math:: L_{\mathrm{align}} = \frac1N \sum_i \lVert u_i - v_i \rVert^2
 
     Args:
         U: One view of each example; unit rows where distances on the sphere are meant.
@@ -43,7 +43,7 @@ def alignment(U: Float[Tensor, "n dim"], V: Float[Tensor, "n dim"]) -> Float[Ten
 def uniformity(U: Float[Tensor, "n dim"], *, t: float = 2.0) -> Float[Tensor, ""]:
     r"""Return how evenly rows are spread: the logarithm of a mean Gaussian potential.
 
-    .. math:: L_{unif} = \log \frac2{N(N-1)} \sum_{i<j} e^{-t \lVert u_i - u_j \rVert^2}
+    .. math:: L_{\mathrm{unif}} = \log \frac2{N(N-1)} \sum_{i<j} e^{-t \lVert u_i - u_j \rVert^2}
 
     Args:
         U: Representations, unit rows where the sphere is meant.

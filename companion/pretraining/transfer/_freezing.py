@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from companion.core._storage import write_tensors
 
 __all__ = ["freeze", "load_trained", "save_trained", "trainable_parameters", "trained_state"]
 
@@ -78,7 +79,11 @@ def save_trained(
     state = trained_state(module)
     if not state:
         raise ValueError("no parameter requires a gradient, so there is nothing to save")
-    save_file({k: v.contiguous() for k, v in state.items()}, path, metadata=dict(metadata or {}))
+    write_tensors(
+        Path(path),
+        {name: tensor.contiguous() for name, tensor in state.items()},
+        metadata=dict(metadata or {}),
+    )
 
 
 def load_trained(module: nn.Module, path: str | Path) -> dict[str, str]:

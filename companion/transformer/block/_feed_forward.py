@@ -5,26 +5,23 @@ rows; inside the modules they are ``nn.Linear``, whose ``weight`` is the transpo
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from companion.core import HasSites
+from companion.foundations import backpropagation
 
 __all__ = ["ACTIVATIONS", "Activation", "FeedForward", "GatedFeedForward"]
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
-#: The activation functions, by name.
+#: Those of the one table of activation functions that a block may have, by name. A plain
+#: dictionary: torch.compile does not look into a read-only one once it has seen any change.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
+    name: backpropagation.ACTIVATIONS[name] for name in get_args(Activation)
 }
 
 

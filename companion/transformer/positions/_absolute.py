@@ -80,8 +80,11 @@ def sinusoidal_shift(
     r"""Return the matrix that moves every sinusoidal encoding by the same number of positions.
 
     .. math:: \mathrm{PE}_{t+k} = \mathrm{PE}_t R_k, \qquad
-        R_k = \mathrm{diag}_i \begin{pmatrix} \cos\omega_i k & -\sin\omega_i k \\
+        (\mathrm{PE}_{t+k,2i}, \mathrm{PE}_{t+k,2i+1}) = (\mathrm{PE}_{t,2i}, \mathrm{PE}_{t,2i+1})
+        \begin{pmatrix} \cos\omega_i k & -\sin\omega_i k \\
         \sin\omega_i k & \cos\omega_i k \end{pmatrix}
+
+    :math:`R_k` has these small rotations on its diagonal, one for each pair, and zeros elsewhere.
 
     Args:
         offset: The shift :math:`k`, of any sign.
