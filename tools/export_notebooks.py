@@ -6,11 +6,20 @@ figures, references to them, citations with a list at the end, numbers from the 
 place. ``make notebooks`` writes them all; the site offers them for download.
 
 What this module does not know it refuses, so that no markup is left for the reader.
+
+``python tools/export_notebooks.py`` runs all exported notebooks, or those that are named, in a
+folder outside of the repository, with the library as its package holds it and without MyST.
 """
 
+import argparse
+import ast
 import html
 import json
 import re
+import shutil
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +29,8 @@ from typing import Any
 import nbformat
 import yaml
 from myst_nb.core.variables import format_plain_text
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from pybtex.backends.markdown import Backend
 from pybtex.database import BibliographyData, Entry, parse_file
@@ -51,6 +62,7 @@ GLUE = '''\
 def glue(name, value, display=False):
     """On the page of the book this puts a number into the text. Here the text has it already."""
 '''
+IMPORT = r"^from myst_nb import glue\n?"
 CLOSED = {"jupyter": {"source_hidden": True}, "cellView": "form"}
 
 
@@ -458,9 +470,9 @@ class Page:
 
     def code(self, cell: NotebookNode) -> NotebookNode:
         """Make the code run without the book, and drop what only the page needs."""
-        source = re.sub(r"^from myst_nb import glue\n?", "", cell.source, flags=re.MULTILINE)
-        if source != cell.source:
-            source = f"{source.rstrip()}\n\n\n{GLUE}"
+        source = cell.source
+        if re.search(IMPORT, source, re.MULTILINE):
+            source = with_own_glue(source)
         # The formula as SymPy prints it is pasted into the page; here it stands there already.
         source = re.sub(r'(,)\s*show="\w+"(?=\s*[,)])', "", source)
         source = IN_CODE.sub(lambda match: f"({self.target(match[1]).text})", source)
@@ -493,6 +505,15 @@ class Page:
         name = str(figure.get("name", f"unnamed-figure-{cell.id}"))
         said = " ".join(figure["caption"].split())
         return f"**{self.target(name).text}.** {self.inline(said)}"
+
+
+def with_own_glue(source: str) -> str:
+    """Take the `glue` of the renderer out, and define one that does nothing after the imports."""
+    source = re.sub(IMPORT, "", source, flags=re.MULTILINE)
+    imports = [n for n in ast.parse(source).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    at = max((node.end_lineno or 0 for node in imports), default=0)
+    lines = source.splitlines()
+    return "\n".join([*lines[:at], *([""] * 2 if at else []), GLUE, *lines[at:]])
 
 
 def first_cell(shared: Book) -> NotebookNode:
@@ -587,3 +608,75 @@ def export_all(root: Path, found: list[Chapter]) -> list[Path]:
         text = nbformat.writes(export(shared, chapter)) + "\n"
         book.write_atomically(path_of(chapter), text)
     return [path_of(chapter) for chapter in found]
+
+
+# ------------------------------------------------------------------------------ running them
+
+
+def install_elsewhere(root: Path, folder: Path) -> Path:
+    """Put the library into a folder as its package holds it: no book beside, formulas in a table.
+
+    What renders the book cannot be imported there, since a notebook must not need it.
+    """
+    from companion.verify.tex._source import TABLE, table_of  # brings PyTorch
+
+    package = folder / "companion"
+    shutil.copytree(root / "companion", package, ignore=shutil.ignore_patterns("__pycache__"))
+    table = json.dumps(table_of(root / "book"), ensure_ascii=False)
+    (package / "verify" / "tex" / TABLE.name).write_text(table, encoding="utf-8")
+    shutil.copyfile(root / "requirements" / "data.txt", package / "data" / "requirements.txt")
+    for name in ("myst_nb", "jupyter_book"):
+        refusal = f"raise ImportError('a notebook must not need {name}')\n"
+        (folder / f"{name}.py").write_text(refusal, encoding="utf-8")
+    return folder
+
+
+def run_elsewhere(notebook: Path, library: Path, folder: Path) -> NotebookNode:
+    """Run an exported notebook in a folder of its own, with the library from elsewhere."""
+    copy = folder / notebook.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(notebook, copy)
+    read = nbformat.read(copy, as_version=4)
+    # The proof that it ran there, and with that library.
+    proof = f"import companion\nassert companion.__file__.startswith({str(library)!r})"
+    proof += f"\nimport os\nassert os.getcwd() == {str(folder.resolve())!r}"
+    read.cells.append(nbformat.v4.new_code_cell(proof))
+    book.prepare_kernels(folder)
+    environment = {**book.kernel_environment(folder), "PYTHONPATH": str(library)}
+    environment.pop("COMPANION_BOOK", None)
+    client = NotebookClient(
+        read,
+        timeout=int(book.CELL_SECONDS * book.patience()),
+        startup_timeout=int(60 * book.patience()),
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+    )
+    client.execute(env=environment)
+    return read
+
+
+def main() -> int:
+    """Run exported notebooks outside of the repository."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("names", nargs="*", metavar="PART/NAME", help="only these (else all)")
+    names = parser.parse_args().names
+    found = [c for c in book.chapters(book.ROOT) if not names or c.short in names]
+    failed = sorted(set(names) - {chapter.short for chapter in found})
+    with tempfile.TemporaryDirectory() as name:
+        outside = Path(name).resolve()
+        library = install_elsewhere(book.ROOT, outside / "library")
+        for chapter in found:
+            begun = time.monotonic()
+            try:
+                run_elsewhere(path_of(chapter), library, outside / chapter.short)
+            except (CellExecutionError, FileNotFoundError) as error:
+                failed.append(chapter.short)
+                print(f"{chapter.short:<32} FAILED\n{book.ANSI.sub('', str(error))}", flush=True)
+            else:
+                print(f"{chapter.short:<32} ran in {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"failed or not there: {', '.join(failed)}" if failed else f"{len(found)} notebooks ran")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
