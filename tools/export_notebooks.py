@@ -447,7 +447,7 @@ class Page:
             return ""
         entries = [self.book.works.entries[key] for key in sorted(self.cited)]
         lines = [
-            "- " + " ".join(entry.text.render(Backend()).split())
+            "- " + plain_addresses(" ".join(entry.text.render(Backend()).split()))
             for entry in ReferenceStyle().format_entries(entries)
         ]
         return "\n".join(["## References", "", *lines])
@@ -505,6 +505,11 @@ class Page:
         name = str(figure.get("name", f"unnamed-figure-{cell.id}"))
         said = " ".join(figure["caption"].split())
         return f"**{self.target(name).text}.** {self.inline(said)}"
+
+
+def plain_addresses(text: str) -> str:
+    """Take back the escapes that pybtex writes into addresses, where they are not signs of text."""
+    return re.sub(r"https?:[^\s\])]+", lambda match: match[0].replace("\\", ""), text)
 
 
 def with_own_glue(source: str) -> str:

@@ -373,3 +373,8 @@ def test_numbers_agree_with_the_metadata_of_a_notebook(write: Write) -> None:
     assert json.loads(json.dumps(made.metadata["companion"])) == {
         "equations": {"2.1": "def:a", "2.2": "eq:b"}
     }
+
+
+def test_addresses_of_works_are_not_escaped() -> None:
+    text = notebooks.plain_addresses(r"A\.B\. URL: [https://a\.org/b\_c](https://a\.org/b\_c)\.")
+    assert text == r"A\.B\. URL: [https://a.org/b_c](https://a.org/b_c)\."
