@@ -36,7 +36,7 @@ serve: book ## build, then show the book at http://localhost:8000 (PORT=...)
 chapter: setup ## execute one chapter: CH=foundations/embeddings
 	@$(RUN) tools/build_book.py --chapter "$(CH)"
 
-notebooks: setup ## write the chapters as notebooks to run, into _build/notebooks
+notebooks: setup ## write the executed chapters as notebooks for any editor, into _build/notebooks
 	@$(RUN) tools/build_book.py --notebooks
 
 lint: setup ## check the style and the types

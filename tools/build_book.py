@@ -17,11 +17,11 @@ import sys
 import time
 from pathlib import Path
 
-import jupytext
 import nbformat
 
 import chapters as book
 from chapters import Chapter, ChapterError
+from export_notebooks import export_all
 
 WARNING = re.compile(
     r"\b(WARNING|ERROR|CRITICAL|SEVERE)\b|^\S*(Error|Exception): \S|^Extension error"
@@ -80,12 +80,8 @@ def prune(folder: Path, keep: set[Path]) -> bool:
 
 
 def write_notebooks(root: Path, found: list[Chapter]) -> list[Path]:
-    """Write every chapter as a notebook without outputs, to be run by the reader."""
-    written = []
-    for chapter in found:
-        target = root / "_build" / "notebooks" / f"{chapter.short}.ipynb"
-        book.write_atomically(target, jupytext.writes(book.read_chapter(chapter), fmt="ipynb"))
-        written.append(target)
+    """Write every executed chapter as a notebook that reads well and runs anywhere."""
+    written = export_all(root, found)
     prune(root / "_build" / "notebooks", set(written))
     return written
 
@@ -133,6 +129,11 @@ def render(root: Path, found: list[Chapter]) -> None:
     if stage(root, found) or unfinished:
         shutil.rmtree(build / ".doctrees", ignore_errors=True)
         shutil.rmtree(build / "html", ignore_errors=True)
+    fault = None
+    try:
+        write_notebooks(root, found)  # the pages offer them
+    except ChapterError as error:
+        fault = error  # Jupyter Book knows the line, and names all that is wrong
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
     command += [str(source), "--path-output", str(root), "--config", str(source / "_config.yml")]
     command += ["--toc", str(source / "_toc.yml"), "-W", "-n", "--keep-going"]
@@ -155,6 +156,8 @@ def render(root: Path, found: list[Chapter]) -> None:
             "\n  ".join([f"the book did not render (exit code {code}):", *told])
             + "\n(Jupyter Book's whole output: _build/render.log)"
         )
+    if fault is not None:
+        raise fault
     mark.unlink()
 
 
@@ -188,7 +191,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=book.ROOT, help="the checkout")
     parser.add_argument("--chapter", metavar="PART/NAME", help="only execute this chapter")
-    parser.add_argument("--notebooks", action="store_true", help="only write the notebooks")
+    parser.add_argument("--notebooks", action="store_true", help="write the notebooks, no pages")
     arguments = parser.parse_args()
     root, started = arguments.root.resolve(), time.monotonic()
     try:
@@ -196,13 +199,13 @@ def main() -> int:
         if arguments.chapter is not None:
             one_chapter(root, found, arguments.chapter)
             return 0
-        written = write_notebooks(root, found)
-        if arguments.notebooks:
-            print(f"{len(written)} notebooks to run are in _build/notebooks")
-            return 0
         executed = root / "_build" / "executed"
         prune(executed, {chapter.executed for chapter in found})
         ran = execute_all(root, found)
+        if arguments.notebooks:
+            written = write_notebooks(root, found)
+            print(f"{len(written)} notebooks to read and to run are in _build/notebooks")
+            return 0
         render(root, found)
     except ChapterError as error:
         print(f"\nFAILED: {error}", file=sys.stderr)

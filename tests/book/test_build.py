@@ -397,13 +397,15 @@ def test_one_chapter_shows_what_it_printed(tiny: Path) -> None:
     assert outdated(tiny) == ["part/two"]
 
 
-def test_notebooks_to_run_have_no_outputs(tiny: Path) -> None:
+def test_notebooks_are_written_from_executed_chapters(tiny: Path) -> None:
     done = build(tiny, "--notebooks")
     assert done.returncode == 0, done.stderr
-    for name in ("one", "two"):
+    assert "2 notebooks to read and to run are in _build/notebooks" in done.stdout
+    for name, told in (("one", "2\n"), ("two", "two\n")):
         written = nbformat.read(tiny / f"_build/notebooks/part/{name}.ipynb", as_version=4)
         assert written.metadata.kernelspec.name == "python3"
-        assert not any(cell.get("outputs") for cell in written.cells)
+        outputs = [output for cell in written.cells for output in cell.get("outputs", [])]
+        assert [output.text for output in outputs] == [told]
     # A chapter that is gone takes its notebook with it.
     write_notebooks(tiny, book.chapters(tiny)[:1])
     assert not (tiny / "_build/notebooks/part/two.ipynb").exists()

@@ -55,7 +55,7 @@ class ChapterFacts(SphinxDirective):
             told = f"{max(1, round(seconds))} s of one core ({processor})"
             facts.append(("Runs in", [nodes.Text(told)]))
         if path.suffix == ".ipynb":
-            # Where the theme's own download button points: the source that the page was made from.
+            # Where the theme's own download button points; `publish` puts the plain notebook there.
             up = "../" * self.env.docname.count("/")
             link = nodes.reference(
                 "", "notebook", refuri=f"{up}_sources/{self.env.docname}.ipynb", internal=True

@@ -7,6 +7,7 @@ and ``repository.url`` in ``_config.yml``. Where they are empty, what needs them
 from __future__ import annotations
 
 import html
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,22 @@ def write_extras(app: Sphinx, exception: Exception | None) -> None:
     (folder / "site.zip.part").replace(target)
 
 
+def offer_notebooks(app: Sphinx, exception: Exception | None) -> None:
+    """Let the download of a chapter be the notebook that reads well anywhere.
+
+    Sphinx has put the page's source there, which only the book's own renderer understands.
+    """
+    if exception is not None or app.builder.format != "html":
+        return
+    made = Path(app.outdir).parent / "notebooks"
+    for docname in app.env.all_docs:
+        notebook = made / f"{docname.removeprefix('book/')}.ipynb"
+        if Path(app.env.doc2path(docname)).suffix == ".ipynb" and notebook.is_file():
+            target = Path(app.outdir) / "_sources" / f"{docname}.ipynb"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(notebook, target)
+
+
 def not_found(app: Sphinx) -> list[tuple[str, dict[str, Any], str]]:
     """Give the page that a server shows for an address that does not exist."""
     if not plan_of(app.env).parts:
@@ -125,4 +142,5 @@ def setup(app: Sphinx) -> None:
     app.add_config_value("companion_site", "", "html")
     app.connect("html-collect-pages", not_found)
     app.connect("html-page-context", add_cards)
+    app.connect("build-finished", offer_notebooks)
     app.connect("build-finished", write_extras, priority=1000)  # after all else is written

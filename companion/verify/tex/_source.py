@@ -15,12 +15,18 @@ TABLE = Path(__file__).with_name("displays.json")
 _FENCE = re.compile(r"^(`{3,}|~{3,})\s*\{code.*?^\1\s*$", re.DOTALL | re.MULTILINE)
 _DISPLAY = re.compile(r"\$\$((?:(?!\$\$).)+?)\$\$[ \t]*\(((?:eq|def):[a-z0-9-]+)\)", re.DOTALL)
 
+_TAGGED = re.compile(r"\$\$((?:(?!\$\$).)+?)\\tag\{([\w.]+)\}\s*\$\$", re.DOTALL)
+
 
 def displays(text: str) -> Iterator[tuple[str, str]]:
     """Yield label and TeX of every labeled formula of a page."""
     for match in _DISPLAY.finditer(_FENCE.sub("", text)):
         # In a list or a quotation the lines begin with the sign of it.
-        yield match[2], re.sub(r"^[ \t]*>?[ \t]*", "", match[1], flags=re.MULTILINE).strip()
+        yield match[2], _unquoted(match[1])
+
+
+def _unquoted(tex: str) -> str:
+    return re.sub(r"^[ \t]*>?[ \t]*", "", tex, flags=re.MULTILINE).strip()
 
 
 def table_of(book: Path) -> dict[str, str]:
@@ -43,9 +49,15 @@ def _book() -> Path | None:
 def _page(path: Path, _: int) -> dict[str, str]:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
-        cells = json.loads(text).get("cells", [])
+        notebook = json.loads(text)
+        cells = notebook.get("cells", [])
         parts = [cell["source"] for cell in cells if cell.get("cell_type") == "markdown"]
         text = "\n\n".join(part if isinstance(part, str) else "".join(part) for part in parts)
+        # A notebook that was made from a chapter shows numbers, and says whose they are.
+        labels = notebook.get("metadata", {}).get("companion", {}).get("equations", {})
+        tagged = ((labels.get(match[2]), match[1]) for match in _TAGGED.finditer(text))
+        found = {label: _unquoted(tex) for label, tex in tagged if label is not None}
+        return found | dict(displays(text))
     return dict(displays(text))
 
 
