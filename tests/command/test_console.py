@@ -26,7 +26,10 @@ def failing(error):
         (FloatingPointError("the loss is NaN"), "the loss is NaN"),
         (KeyError("ids"), "KeyError: 'ids'"),
         (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
-        (OSError(errno.ENOENT, os.strerror(errno.ENOENT), "a.txt"), "a.txt: No such file or directory"),
+        (
+            OSError(errno.ENOENT, os.strerror(errno.ENOENT), "a.txt"),
+            "a.txt: No such file or directory",
+        ),
         (OSError(errno.EACCES, os.strerror(errno.EACCES), b"b.txt"), "b.txt: Permission denied"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "[Errno 28] No space left on device"),
         (OSError("unreadable"), "unreadable"),
@@ -37,7 +40,7 @@ def failing(error):
             "there is not enough memory: choose smaller sizes (you tried to allocate memory)",
         ),
     ],
-)  # fmt: skip
+)
 def test_an_error_is_one_line_and_status_2(error, said, capsys, monkeypatch):
     monkeypatch.delenv("COMPANION_TRACEBACK", raising=False)
     assert guarded("companion x", failing(error)) == 2

@@ -355,6 +355,18 @@ def test_bars_are_magnitudes_sizes_norms_or_separators():
     assert value(r"\mathrm{KL}(p\Vert q)", KL=lambda a, b: a - b, p=5.0, q=3.0) == 2.0
 
 
+def test_limits_at_a_point_and_at_infinity():
+    # Five points at steps of 1/16 to 1/256 take four orders off the error: (1/16)^5 is 1e-6, and
+    # the product of the steps 2^-30 is 1e-9.
+    for tex, expected in (
+        (r"\lim_{h\to0}\frac{e^{xh}-1}{h}", 0.7),
+        (r"\lim_{h\to x}\frac{h^3-x^3}{h-x}", 3 * 0.49),
+        (r"\lim_{h\to0}\frac{\log(1+h)}{h}", 1.0),
+        (r"\lim_{n\to\infty}\big(1+\frac xn\big)^n", math.exp(0.7)),
+    ):
+        assert value(tex, x=0.7) == pytest.approx(expected, abs=1e-8)
+
+
 MATRIX = [[2.0, -3.0, 5.0], [7.0, 11.0, -1.0], [0.5, 4.0, 3.0]]
 
 
