@@ -14,6 +14,12 @@ import pytest
 # Tests run side by side: each on one thread, and so on the same sums everywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
+from hypothesis import settings
+
+# How long one example takes says nothing about the law, and the first may load a library: on a
+# busy machine a deadline fails tests that hold.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 ACCELERATORS = [
     name

@@ -28,7 +28,7 @@ Batch = TypeVar("Batch")
 _INTERVAL = 50
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TrainingLog:
     """What a training run leaves behind.
 

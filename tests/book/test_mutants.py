@@ -77,6 +77,9 @@ def test_the_tests_of_a_module_are_those_of_its_chapter_and_the_laws() -> None:
     assert "test_denoising.py" not in names
     alone = mutants.tests_of("companion/core/random.py", ROOT)
     assert alone[0].name == "test_random.py"
+    beside = mutants.tests_of("companion/_console.py", ROOT)
+    assert beside[0].name == "test_console.py"
+    assert {p.parent.name for p in beside[1:]} == {"laws"}
 
 
 @pytest.mark.parametrize(
@@ -108,8 +111,13 @@ def test_a_fault_is_found_missed_or_judged_by_a_test_that_always_fails(
         encoding="utf-8",
     )
     monkeypatch.setattr(mutants, "_copy", tmp_path)
+    monkeypatch.setattr(mutants, "_sound", {})
     (fault,) = [m for m in mutants.mutants_of(module, tmp_path) if m.before == " + "]
     fault = mutants.Mutant(**{**fault.__dict__, "after": " + 1 + "})
+    assert mutants.judge(fault, limit=60.0)[0] == verdict
+    # What was asked once is remembered, and the verdict the same.
+    by = "tests/part/test_lesson.py::test_double"
+    assert mutants._sound == ({} if verdict == "survived" else {by: verdict == "found"})
     assert mutants.judge(fault, limit=60.0)[0] == verdict
     assert module.read_text(encoding="utf-8").endswith("return x + x\n")
 

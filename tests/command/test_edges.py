@@ -246,6 +246,7 @@ def test_a_file_that_may_not_be_read_is_named(here, capsys, monkeypatch):
         ("--warmup 1", "--warmup must lie in"),
         ("--clip nan", "--clip must be above 0, got nan"),
         ("--clip 0", "--clip must be above 0"),
+        ("--clip 1.5e30", "--clip must be from 0 to 1e+30, got 1.5e+30"),
         ("--weight-decay -1", "--weight-decay must be 0 or more"),
         ("--weight-decay nan", "--weight-decay must be"),
         ("--weight-decay 1e300", "--weight-decay must be from 0 to 1000"),

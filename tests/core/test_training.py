@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from companion.core import generator, randn, train
+from companion.core import Checkpoints, generator, randn, train
 
 ROWS, FEATURES = 31, 5
 
@@ -167,3 +167,49 @@ def test_on_step_sees_every_step_and_its_loss():
 def test_accumulate_must_be_a_count():
     with pytest.raises(ValueError, match="accumulate must be 1 or more, got 0"):
         run(steps=1, accumulate=0)
+
+
+def test_processes_exchange_gradients_with_the_last_batch_of_a_step_only():
+    entered = []
+
+    class Quiet:
+        def __enter__(self):
+            entered.append("quiet")
+
+        def __exit__(self, *error):
+            entered.append("loud")
+
+    class Parallel:
+        """A model as DDP wraps it."""
+
+        def __init__(self):
+            self.weight = torch.nn.Parameter(torch.ones(2))
+
+        def no_sync(self):
+            return Quiet()
+
+        def __call__(self, rows):
+            entered.append("loss")
+            return (rows * self.weight).square().sum()
+
+    class Sharded(Parallel):
+        """A model as FSDP2 wraps it."""
+
+        def set_requires_gradient_sync(self, last):
+            entered.append(last)
+
+    for kind, expected in (
+        (Parallel, ["quiet", "loss", "loud", "quiet", "loss", "loud", "loss"]),
+        (Sharded, [False, "loss", False, "loss", True, "loss"]),
+    ):
+        model = kind()
+        entered.clear()
+        optimizer = torch.optim.SGD([model.weight], lr=0.1)
+        train(model, [torch.ones(2)], optimizer, steps=2, accumulate=3)
+        assert entered == expected * 2
+
+
+def test_checkpoints_are_made_at_every_so_many_steps_and_at_the_end(tmp_path):
+    made = Checkpoints(tmp_path, model=torch.nn.Linear(1, 1), every=3, keep=9)
+    run(steps=8, checkpoints=made)
+    assert made.steps() == [3, 6, 8]

@@ -289,6 +289,27 @@ def test_targets_of_any_rank_and_integer_dtype(g: torch.Generator) -> None:
     torch.testing.assert_close(one, F.cross_entropy(z[0, 0], y[0, 0]))
 
 
+@pytest.mark.parametrize("axes", [(), (B,), (B, T), (2, B, T)])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_leading_axes_are_rows_one_after_the_other(
+    axes: tuple[int, ...], reduction: str, g: torch.Generator
+) -> None:
+    z, y, soft = draw(*axes, K, g=g), ids(*axes, g=g), distributions(*axes, K, g=g)
+    # One row less than there are, so that the mean is over those that count.
+    y.view(-1)[0] = -100 if axes else 3
+    for targets, flat in ((y, y.reshape(-1)), (soft, soft.reshape(-1, K))):
+        x = z.reshape(-1, K).requires_grad_()
+        loss = F.cross_entropy(x, flat, reduction=reduction)
+        (grad,) = torch.autograd.grad(loss.sum(), x)
+        own = cross_entropy(z, targets, reduction=reduction)
+        torch.testing.assert_close(own.reshape(-1), loss.detach().reshape(-1), **EXACT)
+        made = cross_entropy_backward(z, targets, reduction=reduction)
+        torch.testing.assert_close(made, grad.view(z.shape), **EXACT)
+    squares = torch.logsumexp(z, -1) ** 2
+    expected = squares if reduction == "none" else getattr(squares, reduction)()
+    torch.testing.assert_close(z_loss(z, reduction=reduction), expected, **EXACT)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
 def test_ids_in_a_type_too_narrow_for_the_number_of_classes(
     dtype: torch.dtype, g: torch.Generator

@@ -15,6 +15,7 @@ from companion.foundations.cross_entropy import (
     calibration_bins,
     expected_calibration_error,
     fit_temperature,
+    softmax,
 )
 
 N, K = 211, 7
@@ -116,6 +117,25 @@ def test_the_slope_vanishes_at_the_fitted_temperature(g: torch.Generator) -> Non
     beta.requires_grad_()
     F.cross_entropy(beta * logits, labels).backward()
     assert abs(float(beta.grad)) < 1e-9
+
+
+@pytest.mark.parametrize("factor", [0.04, 1.0, 37.0])
+def test_the_temperature_takes_few_passes(
+    factor: float, g: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = 0
+
+    def counted(z: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        return softmax(z)
+
+    monkeypatch.setattr("companion.foundations.cross_entropy._calibration.softmax", counted)
+    logits, labels = overconfident(g, factor)
+    assert fit_temperature(logits, labels) == pytest.approx(factor, rel=0.1)
+    # To halve a bracket ten digits down takes 33 passes. Newton's method doubles its digits, once
+    # the bracket is found, which grows twofold a pass.
+    assert passes <= 12
 
 
 @given(st.floats(0.1, 10))

@@ -415,6 +415,37 @@ def test_mixture_weights_maximize_the_likelihood(g: torch.Generator) -> None:
     assert bool((fit.log_likelihood.diff() >= -1e-14).all())
 
 
+def test_the_likelihood_is_told_before_every_step_and_after_the_last(g: torch.Generator) -> None:
+    probs = torch.rand(19, 3, generator=g, dtype=torch.float64)
+    fit = lm.fit_mixture(probs, steps=5)
+    weights, told = [1 / 3] * 3, []
+    for _ in range(6):
+        totals = [
+            math.fsum(w * p for w, p in zip(weights, row, strict=True)) for row in probs.tolist()
+        ]
+        told.append(math.fsum(map(math.log, totals)) / 19)
+        last = weights
+        weights = [
+            w * math.fsum(p / t for p, t in zip(column, totals, strict=True)) / 19
+            for w, column in zip(weights, probs.T.tolist(), strict=True)
+        ]
+    assert fit.log_likelihood.tolist() == pytest.approx(told, rel=1e-12)
+    assert fit.weights.tolist() == pytest.approx(last, rel=1e-12)
+
+
+def test_a_chain_tells_the_likelihood_before_every_step_and_after_the_last(
+    texts: list[Tensor], g: torch.Generator
+) -> None:
+    counts = counted(texts, 3)
+    held = lm.windows(random_texts(g), order=3, vocab_size=VOCAB, eos=EOS)
+    told = lm.jelinek_mercer(counts, *held, buckets=3, steps=4).log_likelihood
+    assert told.shape == (5,)
+    for steps in (1, 2, 3, 4):
+        shorter = lm.jelinek_mercer(counts, *held, buckets=3, steps=steps)
+        own = shorter.model.log_prob(*held).mean()
+        torch.testing.assert_close(told[steps], own, **EXACT)
+
+
 def test_two_step_chain_equals_flat_mixture(g: torch.Generator) -> None:
     probs = torch.rand(31, 2, generator=g, dtype=torch.float64)
     weights = torch.tensor([0.3, 0.7], dtype=torch.float64)

@@ -116,6 +116,25 @@ def test_other_data_are_refused():
             "context": 4, "blocks_of_a_step": 3})  # fmt: skip
 
 
+@pytest.mark.parametrize("place", range(1 + 4 * 9))
+def test_one_other_token_anywhere_in_a_short_row_is_noticed(place):
+    ids = torch.arange(3, 3 + 1 + 4 * 9)
+    state = PackedTokens(ids, context=4, batch=3).state_dict()
+    changed = ids.index_fill(0, torch.tensor([place]), 2)
+    with pytest.raises(ValueError, match="checksum"):
+        PackedTokens(changed, context=4, batch=3).load_state_dict(state)
+
+
+def test_the_checksum_reads_a_long_row_from_its_first_token_to_its_last():
+    # 1,024 tokens at equal steps; a row of 1 + 5 * 1023 has a token at each.
+    ids = torch.zeros(1 + 5 * 1023, dtype=torch.int64)
+    state = PackedTokens(ids, context=4, batch=3).state_dict()
+    assert state["checksum"] == 0
+    for number, place in ((1, 0), (2, 5), (1024, 5 * 1023)):
+        changed = ids.index_fill(0, torch.tensor([place]), 7)
+        assert PackedTokens(changed, context=4, batch=3).state_dict()["checksum"] == 7 * number
+
+
 def test_bad_arguments_are_refused():
     ids = torch.arange(7)
     with pytest.raises(ValueError, match="7 tokens do not fill one block of context"):

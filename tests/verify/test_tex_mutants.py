@@ -236,6 +236,27 @@ def test_what_is_not_a_number_equals_nothing():
         check("eq:test", r"y=\sqrt{1-x}", {"y": 2.0, "x": 3.0})
     with pytest.raises(VerificationError, match="not a number"):
         check("eq:test", r"y=x+0.5", {"y": float("nan"), "x": 3.0})
+    # One entry is enough, and it may come up on either side.
+    x = draw(4)
+    root = torch.sqrt(x)
+    assert 0 < int(root.isnan().sum()) < 4
+    for tex in (r"y_i=\sqrt{x_i}", r"\sqrt{x_i}=y_i", r"y=\sqrt{x}"):
+        with pytest.raises(VerificationError, match="not a number"):
+            check("eq:test", tex, {"y": root.nan_to_num(0.7), "x": x})
+
+
+def test_a_mean_may_be_off_by_five_standard_errors():
+    n = 50_000
+    x = torch.randn(n, generator=torch.Generator().manual_seed(0)).double()
+    x = (x - x.mean()) / x.std()  # mean 0 and error 1/sqrt(n) are exact
+    # The jackknife over 50 parts knows the error to a tenth.
+    for off, holds in ((3.0, True), (-3.0, True), (7.0, False), (-7.0, False)):
+        reading = {"E": samples(x=1.3 + x), "m": 1.3 + off / n**0.5}
+        if holds:
+            check("eq:test", r"\mathbb E[x]=m", reading)
+        else:
+            with pytest.raises(VerificationError, match="standard errors off, more than 5"):
+                check("eq:test", r"\mathbb E[x]=m", reading)
 
 
 def test_infinities_may_agree_where_the_claim_is_about_them():

@@ -3,7 +3,9 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+import scipy.special
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -351,6 +353,60 @@ def test_bars_are_magnitudes_sizes_norms_or_separators():
     assert value(r"\lVert u\rVert_1", u=torch.tensor([3.0, -4.0])) == 7.0
     assert value(r"P(x\mid y)", P=lambda a, b: a - b, x=5.0, y=3.0) == 2.0
     assert value(r"\mathrm{KL}(p\Vert q)", KL=lambda a, b: a - b, p=5.0, q=3.0) == 2.0
+
+
+def test_limits_at_a_point_and_at_infinity():
+    # Five points at steps of 1/16 to 1/256 take four orders off the error: (1/16)^5 is 1e-6, and
+    # the product of the steps 2^-30 is 1e-9.
+    for tex, expected in (
+        (r"\lim_{h\to0}\frac{e^{xh}-1}{h}", 0.7),
+        (r"\lim_{h\to x}\frac{h^3-x^3}{h-x}", 3 * 0.49),
+        (r"\lim_{h\to0}\frac{\log(1+h)}{h}", 1.0),
+        (r"\lim_{n\to\infty}\big(1+\frac xn\big)^n", math.exp(0.7)),
+    ):
+        assert value(tex, x=0.7) == pytest.approx(expected, abs=1e-8)
+
+
+MATRIX = [[2.0, -3.0, 5.0], [7.0, 11.0, -1.0], [0.5, 4.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("tex", "expected"),
+    [
+        (r"\mathrm{tr}(A)", 16.0),
+        (r"\det(A)", float(np.linalg.det(MATRIX))),
+        (r"\mathrm{rank}(A)", 3.0),
+        (r"\mathrm{rank}(u^\top v)", 1.0),
+        (r"\mathrm{diag}(u)", np.diag([3.0, -4.0, 0.5])),
+        (r"\mathrm{softmax}(u)", scipy.special.softmax([3.0, -4.0, 0.5])),
+        (r"\mathrm{softmax}(A)", scipy.special.softmax(MATRIX, axis=1)),
+        (r"\mathrm{rowsum}(A)", [[4.0], [17.0], [7.5]]),
+        (r"\mathrm{sign}(u)", [1.0, -1.0, 1.0]),
+        (r"\mathrm{relu}(u)", [3.0, 0.0, 0.5]),
+        (r"\mathrm{clip}(u,-1,2)", [2.0, -1.0, 0.5]),
+        (r"\max(u)", 3.0),
+        (r"\min(u)", -4.0),
+        (r"\max(u,1,v)", [3.0, 2.0, 1.0]),
+        (r"\min(u,1,v)", [-5.0, -4.0, 0.5]),
+        (r"\exp(u)", np.exp([3.0, -4.0, 0.5])),
+        (r"\sin(u)", np.sin([3.0, -4.0, 0.5])),
+        (r"\tan(u)", np.tan([3.0, -4.0, 0.5])),
+        (r"\sinh(u)", np.sinh([3.0, -4.0, 0.5])),
+        (r"\cosh(u)", np.cosh([3.0, -4.0, 0.5])),
+        (r"\ln(7)", math.log(7)),
+        (r"\lVert u\rVert", math.sqrt(25.25)),
+        (r"\lVert u\rVert_2", math.sqrt(25.25)),
+        (r"\lVert u\rVert_\infty", 4.0),
+        (r"\lVert A\rVert_F", np.linalg.norm(MATRIX)),
+        (r"\lVert A\rVert_2", np.linalg.norm(MATRIX, 2)),
+        (r"2\pi", 2 * math.pi),
+    ],
+)
+def test_a_function_of_the_page_means_what_numpy_means_by_it(tex, expected):
+    rows = {"A": MATRIX, "u": [3.0, -4.0, 0.5], "v": [-5.0, 2.0, 1.0]}
+    scope = Scope({k: torch.tensor(v, dtype=torch.float64) for k, v in rows.items()})
+    made = evaluate(parse(f"q={tex}", scope.lexicon).statements[0].relation.sides[1], scope)
+    np.testing.assert_allclose(np.asarray(made), expected, rtol=1e-13)
 
 
 def test_scripts_bind_tighter_than_functions_and_functions_tighter_than_signs():

@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CalibrationBins:
     """Predictions grouped by confidence, the data of a reliability diagram.
 

@@ -52,7 +52,7 @@ def tokenize(text: str) -> list[str]:
     return _WORD.findall(text.lower().replace("’", "'"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Vocabulary:
     """The words that get a vector, the most frequent first.
 
@@ -141,7 +141,7 @@ def encode(tokens: Iterable[str], vocabulary: Vocabulary) -> Int[Tensor, " token
     return torch.tensor([index[token] for token in tokens if token in index], dtype=torch.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """A text as ids. Windows never cross from one document into the next.
 

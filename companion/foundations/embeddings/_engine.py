@@ -113,7 +113,7 @@ class Schedule:
         return int(min(64, max(1.0, 1.0 / load)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chunk:
     """The random choices of some steps.
 

@@ -105,7 +105,7 @@ def character_ngrams(word: str, *, min_n: int = 3, max_n: int = 6) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subwords:
     """The parts of words, as rows of a table.
 
@@ -221,7 +221,7 @@ def subword_vectors(
     return total
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FastTextEmbeddings(Embeddings):
     """Word vectors together with the vectors of the parts, from which unseen words are composed.
 

@@ -20,7 +20,7 @@ __all__ = ["Embeddings"]
 Table = TypeVar("Table", bound="Embeddings")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Embeddings:
     """Word vectors, and the context vectors that were trained with them.
 

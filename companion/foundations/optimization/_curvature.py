@@ -12,7 +12,7 @@ from companion.core import randn, wide_dtype
 __all__ = ["TopEigenvalues", "hessian_topk", "hessian_vector_product"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TopEigenvalues:
     """The largest eigenvalues of a Hessian, and how well they are known.
 
