@@ -6,7 +6,7 @@ export PYTHON JOBS
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test mutants bench run serve chapter notebooks lint fmt lock clean
+.PHONY: help setup book pdf test mutants bench run serve chapter notebooks lint fmt lock clean
 
 help: ## show these commands
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -16,6 +16,9 @@ setup: ## make or refresh .venv (the other commands do it by themselves)
 
 book: setup ## execute the chapters and render the book into _build/html
 	@$(RUN) tools/build_book.py
+
+pdf: book ## print the book into _build/html/llm-math.pdf (needs Chromium and chromedriver)
+	@$(RUN) tools/make_pdf.py
 
 test: setup ## everything that CI checks; ONLY=lint,types runs some stages
 	@$(RUN) tools/check.py $(if $(ONLY),--only $(ONLY))
