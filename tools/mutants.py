@@ -52,15 +52,26 @@ SWAP = {
 DROP = {"clamp", "clamp_min", "clamp_max", "detach", "abs", "sqrt", "masked_fill", "contiguous"}
 # What is shown to people, and what is no code: a change there is no fault of the kind we look for.
 SHOWN = {"__repr__", "extra_repr", "__str__"}
-# What many tests import, and what takes its time.
+# What many tests import, and what takes its time. Not transformers: after it, no tests run.
 _SLOW_TO_IMPORT = (
     "torch", "scipy.optimize", "scipy.special", "scipy.stats", "sklearn.metrics", "sympy", "gensim",
-    "nltk.lm", "transformers", "matplotlib.figure",
+    "nltk.lm", "matplotlib.figure",
 )  # fmt: skip
 
 
 _copy = ROOT  # in a worker its own copy
 _sound: dict[str, bool] = {}  # which tests pass in it without a fault, as far as that was asked
+_seconds: dict[str, float] = {}  # what tests have taken in it, all cases of a function together
+
+
+class _Clock:
+    """A plugin of pytest that notes what each test takes."""
+
+    def __init__(self, notes: Path) -> None:
+        self.notes = notes.open("w", encoding="utf-8")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        print(report.duration, report.nodeid.partition("[")[0], file=self.notes, flush=True)
 
 
 @dataclass(frozen=True)
@@ -257,7 +268,10 @@ def _run_tests(copy: str, tests: list[str], log: str) -> None:
         multiprocessing.current_process().name = "MainProcess"
         import pytest
 
-        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+        options = ["-x", "-q", "-p", "no:cacheprovider"]
+        code = int(
+            pytest.main([*options, *tests], plugins=[_Clock(Path(log).with_name("took.txt"))])
+        )
         out.flush()
         os._exit(code)
 
@@ -270,15 +284,26 @@ def _settle(free: Any) -> None:
 
 def _outcome(tests: list[str], limit: float) -> tuple[int | None, str]:
     """The exit code of the tests in this worker's copy, ``None`` after the limit, and the log."""
-    log = _copy / "log.txt"
+    log, took = _copy / "log.txt", _copy / "took.txt"
+    took.write_text("", encoding="utf-8")
+    # Quick ones first: most faults are found by several. Those that never ran are taken for quick.
+    tests = sorted(tests, key=lambda test: _seconds.get(test, 0.0))
     process = multiprocessing.get_context("fork").Process(
         target=_run_tests, args=(str(_copy), tests, str(log))
     )
     process.start()
     process.join(limit)
-    if process.is_alive():
+    late = process.is_alive()
+    if late:
         process.kill()
         process.join()
+    passed = dict[str, float]()
+    for line in took.read_text(encoding="utf-8").splitlines():
+        seconds, _, test = line.partition(" ")
+        passed[test] = passed.get(test, 0.0) + float(seconds)
+    for test, seconds in passed.items():  # a failure cuts a test short
+        _seconds[test] = max(seconds, _seconds.get(test, 0.0))
+    if late:
         return None, ""
     return process.exitcode, log.read_text("utf-8", "replace")
 

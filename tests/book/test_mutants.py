@@ -112,11 +112,13 @@ def test_a_fault_is_found_missed_or_judged_by_a_test_that_always_fails(
     )
     monkeypatch.setattr(mutants, "_copy", tmp_path)
     monkeypatch.setattr(mutants, "_sound", {})
+    monkeypatch.setattr(mutants, "_seconds", {})
     (fault,) = [m for m in mutants.mutants_of(module, tmp_path) if m.before == " + "]
     fault = mutants.Mutant(**{**fault.__dict__, "after": " + 1 + "})
     assert mutants.judge(fault, limit=60.0)[0] == verdict
     # What was asked once is remembered, and the verdict the same.
     by = "tests/part/test_lesson.py::test_double"
+    assert list(mutants._seconds) == [by]
     assert mutants._sound == ({} if verdict == "survived" else {by: verdict == "found"})
     assert mutants.judge(fault, limit=60.0)[0] == verdict
     assert module.read_text(encoding="utf-8").endswith("return x + x\n")
