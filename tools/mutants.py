@@ -220,9 +220,9 @@ def tests_of(path: str, root: Path) -> list[Path]:
     """The tests of a module: those of its chapter's name, or of its whole wing; and the laws."""
     _, part, *rest = Path(path).with_suffix("").parts
     folder = root / "tests" / part
-    stem = (rest[0] if rest else part).strip("_")
+    stem = rest[0] if rest else part
     if not rest:  # beside the parts, and tested in one of them
-        own = sorted((root / "tests").glob(f"*/test_{stem}.py"))
+        own = sorted((root / "tests").glob(f"*/test_{stem.strip('_')}.py"))
         return [*own, *sorted((root / "tests" / "laws").glob("test_*.py"))]
     own = [*folder.glob(f"test_{stem}.py"), *folder.glob(f"test_{stem}_*.py")]
     topic = rest[-1].strip("_") if rest else stem

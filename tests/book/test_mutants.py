@@ -77,6 +77,8 @@ def test_the_tests_of_a_module_are_those_of_its_chapter_and_the_laws() -> None:
     assert "test_denoising.py" not in names
     alone = mutants.tests_of("companion/core/random.py", ROOT)
     assert alone[0].name == "test_random.py"
+    wing = {p.name for p in mutants.tests_of("companion/models/_text.py", ROOT)}
+    assert {"test_text.py", "test_pretrained.py", "test_save.py"} <= wing
     beside = mutants.tests_of("companion/_console.py", ROOT)
     assert beside[0].name == "test_console.py"
     assert {p.parent.name for p in beside[1:]} == {"laws"}
