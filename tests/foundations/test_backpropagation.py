@@ -553,6 +553,12 @@ def test_gradcheck_finds_a_wrong_gradient(g: torch.Generator) -> None:
         gradcheck(wrong, x, generator=g)
 
 
+def test_gradcheck_accepts_an_error_as_large_as_the_tolerance(g: torch.Generator) -> None:
+    # A doubling at 0, at a step that is a power of 2, is exact on both sides.
+    x = torch.zeros(5, dtype=torch.float64)
+    assert gradcheck(lambda a: a + a, x, generator=g, step=2.0**-17, tolerance=0.0) == 0.0
+
+
 def test_gradcheck_counts_inputs_that_do_not_matter(g: torch.Generator) -> None:
     x, unused = draw(N, D, g=g), draw(H, g=g)
     assert gradcheck(lambda a, b: a.tanh(), x, unused, generator=g) < 1e-8
