@@ -32,6 +32,7 @@ _PACKAGES = (
     "transformer",
     "pretraining",
     "models",
+    "efficiency",
     "command",
 )
 
@@ -43,6 +44,7 @@ __all__ = [
     "command",
     "core",
     "data",
+    "efficiency",
     "foundations",
     "generate",
     "load_pretrained",
