@@ -82,6 +82,18 @@ def test_a_module_is_tested_and_its_chapter_planned(name: str) -> None:
     assert name in planned, f"{name} is no chapter of book/contents.yml"
 
 
+@pytest.mark.parametrize("part", [part for part in PARTS if (ROOT / "tests" / part).is_dir()])
+def test_a_file_of_tests_says_in_its_name_which_module_it_tests(part: str) -> None:
+    leaves = [name.split("/")[1] for name in modules_of_parts() if name.startswith(f"{part}/")]
+    files = [path.stem.removeprefix("test_") for path in (ROOT / "tests" / part).glob("test_*.py")]
+    lost = [
+        file
+        for file in files
+        if not any(file == leaf or file.startswith(f"{leaf}_") for leaf in leaves)
+    ]
+    assert not lost, f"tests/{part}: no module is named in {', '.join(lost)}"
+
+
 @pytest.mark.parametrize("wing", [name for name in WINGS if (ROOT / "companion" / name).is_dir()])
 def test_a_wing_is_tested_and_has_no_chapter(wing: str) -> None:
     tests = "\n".join(

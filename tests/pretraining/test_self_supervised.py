@@ -388,6 +388,11 @@ def test_the_effective_rank_counts_equal_directions(g: torch.Generator) -> None:
     made = effective_rank(torch.diag(s))
     torch.testing.assert_close(made, (-(share * share.log()).sum()).exp(), **EXACT)
     assert float(effective_rank(torch.zeros(N, D))) == 0.0
+    assert math.isclose(float(effective_rank(rows(g, 1, D))), 1, rel_tol=1e-9)
+    assert math.isclose(float(effective_rank(rows(g, N, 1))), 1, rel_tol=1e-9)
+    for empty in (rows(g, 0, D), rows(g, N, 0)):
+        with pytest.raises(ValueError, match=r"Z must hold rows, got shape"):
+            effective_rank(empty)
 
 
 def test_centering_hides_a_collapse(g: torch.Generator) -> None:

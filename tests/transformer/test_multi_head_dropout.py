@@ -73,6 +73,9 @@ def test_what_cannot_drop_weights_says_so(g: torch.Generator) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             attention(Q, K_, V_, **options)
+    blocks = causal().block_mask(Q.shape[-2], K_.shape[-2], device=Q.device)
+    with pytest.raises(ValueError, match="drop no weights: use 'sdpa' or 'dense'"):
+        attention(Q, K_, V_, mask=blocks, dropout=0.1)
     with pytest.raises(ValueError, match="dropout must lie in"):
         MultiHeadAttention(12, 3, dropout=1.0)
 

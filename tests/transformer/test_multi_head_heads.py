@@ -325,6 +325,13 @@ def test_a_number_of_groups_that_does_not_divide_is_refused(g: torch.Generator) 
         pool_kv_heads(layer(g), 0)
 
 
+def test_a_layer_with_more_than_linear_maps_is_not_pooled(g: torch.Generator) -> None:
+    adapted = layer(g)
+    adapted.qkv = torch.nn.Sequential(adapted.qkv)
+    with pytest.raises(ValueError, match=r"maps were replaced, as LoRA does, cannot be pooled"):
+        pool_kv_heads(adapted, H)
+
+
 def test_heads_can_be_looked_at_without_data_on_meta() -> None:
     mha = MultiHeadAttention(D, H, bias=True, device="meta")
     pooled = pool_kv_heads(mha, 2)

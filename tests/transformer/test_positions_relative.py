@@ -196,6 +196,10 @@ def test_misfits_are_named():
         xl()(queries(3), t, t)
     with pytest.raises(ValueError, match=r"key_positions must rise by 1.*got \[0, 2, 4, 6, 8\]"):
         xl()(queries(5), t, 2 * t)
+    for place, both in enumerate([(t.double(), t), (t, t.double())]):
+        name = ("query_positions", "key_positions")[place]
+        with pytest.raises(ValueError, match=f"{name} must hold integers"):
+            xl()(queries(5), *both)
     with pytest.raises(
         ValueError, match=r"keys must have shape \(2, \*, 5, 4\), got \(2, 6, 7, 4\)"
     ):

@@ -321,3 +321,21 @@ def test_hand_written_code_is_another_program_than_the_claim(inputs):
 def test_a_mutant_must_be_wrong_by_its_value(inputs, mutant, message):
     with pytest.raises(VerificationError, match=f"'bad'.*{message}"):
         check(inputs, mutants={"bad": mutant})
+
+
+def test_points_of_one_sign_are_found_where_a_function_has_no_others():
+    # Sixteen positive numbers by chance: one draw in 65,536 would do, if signs were always drawn.
+    def entropy(p):
+        return -(p * p.log()).sum()
+
+    p = generic(16, generator=torch.Generator().manual_seed(3), low=0.3, high=2.0)
+    record = gradient(
+        "eq:entropy-grad",
+        entropy,
+        lambda p: -(p.log() + 1),
+        {"p": p},
+        wrt="p",
+        sympy=lambda p: -sum(v * sp.log(v) for v in p),
+        mutants={"without one": lambda p: -p.log()},
+    )
+    assert record.points > 1

@@ -3,7 +3,7 @@
 import pytest
 import sympy as sp
 
-from companion.verify import VerificationError, identity
+from companion.verify import VerificationError, _symbolic, identity
 
 x, y, t = sp.symbols("x y t", real=True)
 p = sp.Symbol("p", positive=True)
@@ -24,6 +24,23 @@ def test_right_claims_pass_by_two_routes():
     assert [name for name, _ in record.routes] == ["SymPy", "40 digits"]
     assert record.largest_error < 1e-30
     assert len(record.mutants) >= 3
+
+
+def test_wrong_versions_of_a_tree_are_those_that_a_reader_would_slip_into():
+    def names(expression):
+        return {name for name, _ in _symbolic._tree_mutants(expression)}
+
+    assert names(3 * x) == {"factor of 3*x"}
+    assert names(-x) == set()  # its sign is turned for every claim
+    assert names(x**2) == {"exponent of x**2"}
+    assert names(x + sp.exp(y)) == {
+        "dropped x",
+        "sign of x",
+        "dropped exp(y)",
+        "sign of exp(y)",
+        "argument sign of exp(y)",
+        "swapped x, y",
+    }
 
 
 def test_unevaluated_derivatives_sums_and_integrals_are_evaluated():

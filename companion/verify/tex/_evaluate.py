@@ -67,7 +67,7 @@ __all__ = [
     "truth",
 ]
 
-_MOST_TERMS = 100_000
+_MOST_TERMS = 10_000
 KRONECKER = r"\delta"
 #: Into how many parts samples are divided, to estimate the error of what is made of their means.
 FOLDS = 50

@@ -1283,7 +1283,7 @@ def _arrow_mutants(
 ) -> Iterator[tuple[str, Callable[[], _Fate]]]:
     claim = sheets[0].claims[c]
     assert claim.arrow is not None
-    for which, relation in (("first", claim.relation), ("second", claim.arrow)):
+    for relation in (claim.relation, claim.arrow):
         changes: list[tuple[str, Relation]] = []
         other = {r"\le": "<", "<": r"\le", r"\ge": ">", ">": r"\ge", "=": r"\ne", r"\ne": "="}
         turned = {r"\le": r"\ge", r"\ge": r"\le", "<": ">", ">": "<"}
@@ -1299,12 +1299,10 @@ def _arrow_mutants(
                 sides = (*relation.sides[:i], wrong, *relation.sides[i + 1 :])
                 changes.append((name, replace(relation, sides=sides)))
         for name, wrong_relation in changes:
-            yield name, _arrow_trial(sheets, c, which, wrong_relation)
+            yield name, _arrow_trial(sheets, c, wrong_relation)
 
 
-def _arrow_trial(
-    sheets: Sequence[_Sheet], c: int, which: str, wrong: Relation
-) -> Callable[[], _Fate]:
+def _arrow_trial(sheets: Sequence[_Sheet], c: int, wrong: Relation) -> Callable[[], _Fate]:
     def fares() -> _Fate:
         evaluable = missing = False
         for sheet in sheets:
@@ -1312,7 +1310,8 @@ def _arrow_trial(
             assert claim.arrow is not None
             try:
                 one = _truths(claim, wrong, sheet)
-                two = _truths(claim, claim.arrow if which == "first" else claim.relation, sheet)
+                # Which side does not matter: under these readings both hold at the same points.
+                two = _truths(claim, claim.relation, sheet)
             except _NO_VALUE:
                 missing = True
                 continue
