@@ -62,7 +62,7 @@ def folded(summary: str, **more: object) -> dict:
 
 FIGURE = {"figure": {"name": "fig-a", "caption": "What to see."}, "image": {"alt": "a line"}}
 EXERCISE = """
-```{{exercise}}
+```{{exercise}} level {n} of 3
 :label: ex-{n}
 
 Why is this so, and what would change if it were not?
@@ -78,6 +78,28 @@ Because of the definition.
 
 ```{{solution-end}}
 ```
+"""
+QUESTIONS = """
+
+## A section
+
+It has a few words.
+
+```{quick-questions}
+1. Which sign has it?
+
+   A plus.
+
+2. And if $x$ is doubled,
+   which one?
+
+   The same.
+```
+
+(a-target)=
+## Numerics and limits
+
+A few words.
 """
 GOOD = (
     """\
@@ -95,6 +117,8 @@ sources: [S1]
 ```{chapter-facts}
 ```
 
+You need from outside this book: sums.
+
 """
     + cell("import torch\n\ng = torch.Generator().manual_seed(0)", **folded("Set-up"))
     + "\nA definition.\n\n$$ p = 1 $$ (def:mass)\n\nA claim.\n\n$$ q = 1 $$ (eq:total)\n\n"
@@ -103,8 +127,10 @@ sources: [S1]
     + cell("fig, ax = plt.subplots()", **folded("The figure's code", **FIGURE))
     + "\n"
     + "\n".join(f"Step {n}.\n\n" + cell(f"print({n})") for n in range(6))
-    + "".join(EXERCISE.format(n=n, code=cell("assert True")) for n in range(3))
     + "\nA sentence of eight words stands right here. " * 60
+    + QUESTIONS
+    + "\n## Exercises\n"
+    + "".join(EXERCISE.format(n=n, code=cell("assert True")) for n in (1, 2, 3))
     + "\n\n```{bibliography}\n:filter: docname in docnames\n```\n"
 )
 
@@ -159,6 +185,15 @@ def test_a_good_chapter_has_no_fault() -> None:
         ("exercises", "{solution-start} ex-1", "{note} ex-1", "ex-1 has no solution"),
         ("exercises", "{solution-start} ex-1", "{solution-start} ex-9", "ex-9, which is no"),
         ("exercises", "{exercise}", "{note}", "0 exercises"),
+        ("levels", "{exercise} level 2 of 3", "{exercise} Hard", "must say its level"),
+        ("levels", "{exercise} level 2 of 3", "{exercise} level 4 of 3", "must say its level"),
+        ("quick_questions", "right here. ", "right here. And here. ", "words after quick"),
+        ("quick_questions", "A few words.", "A few words. " * 201, "'Numerics and limits' ends 6"),
+        ("quick_questions", "```\n\n(a-target)=\n", "```\n\nMore.\n\n", "do not end a section"),
+        ("quick_questions", "2. And", "\n   And", "a list of 1 quick questions"),
+        ("quick_questions", "   The same.\n", "", "no question with an answer"),
+        ("quick_questions", "sign has it?", "sign has it.", "no question with an answer"),
+        ("outside", "from outside this book", "also", "'from outside this book'"),
         ("exercises", cell("assert True"), "Text.\n", "no solution checks itself"),
         ("wording", "A claim.", "This is simply so.", "'simply' in"),
     ],
