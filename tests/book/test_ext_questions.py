@@ -1,4 +1,4 @@
-"""Quick questions: a numbered list becomes questions with folded answers, or the build says why not."""
+"""Quick questions: a numbered list becomes questions with folded answers, or the build fails."""
 
 import io
 from collections.abc import Callable

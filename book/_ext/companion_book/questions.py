@@ -9,9 +9,9 @@ after it is the answer::
        A plus, since ...
     ```
 
-A folded answer is a ``details`` element of HTML: it needs no script, opens by keyboard, and is found
-by the browser's own search. On paper it is open (``tools/make_pdf.py``), and in the exported
-notebooks it is the same element (``tools/export_notebooks.py``).
+A folded answer is a ``details`` element of HTML: it needs no script and opens by keyboard. On paper
+it is open (``tools/make_pdf.py``), and in the exported notebooks it is the same element
+(``tools/export_notebooks.py``).
 """
 
 from __future__ import annotations
