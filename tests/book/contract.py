@@ -352,6 +352,31 @@ def outside(page: Page) -> Iterator[str]:
         yield "the opening does not say what a reader needs 'from outside this book'"
 
 
+def uses(page: Page) -> tuple[set[str], set[str]]:
+    """Name the labels that a page refers to, and the companion's modules that it imports."""
+    labels = re.findall(r"\{(?:eq|numref|prf:ref)\}`([\w:-]+)`", page.markdown)
+    modules: set[str] = set()
+    for cell in page.cells:
+        for node in cell.nodes:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("companion"):
+                modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+                modules.add(str(node.module))
+    return set(labels), modules
+
+
+def not_needed(page: Page, homes: dict[str, str], known: set[str]) -> list[str]:
+    """List what a page takes from chapters that its reader need not have read.
+
+    Args:
+        page: A chapter.
+        homes: The chapter of each label, and of each module that a chapter is about.
+        known: The chapters that this one needs, directly or by what they need, and those that
+            come later.
+    """
+    labels, modules = uses(page)
+    return sorted(name for name in labels | modules if name in homes and homes[name] not in known)
+
+
 @rule
 def wording(page: Page) -> Iterator[str]:
     yield from words_to_avoid(page.prose)

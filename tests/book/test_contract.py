@@ -1,5 +1,7 @@
 """Every chapter keeps the contract, and every rule of the contract can fail."""
 
+import re
+
 import pytest
 import yaml
 
@@ -39,6 +41,48 @@ def test_an_executed_appendix_keeps_what_concerns_it(appendix: book.Chapter, rul
 def test_a_page_is_worded_plainly(page) -> None:
     faults = list(contract.words_to_avoid(contract.plain_prose(page.read_text(encoding="utf-8"))))
     assert not faults, "\n".join(faults)
+
+
+PLAN = [
+    (f"{part['folder']}/{page['file']}", page.get("needs") or [])
+    for part in yaml.safe_load((ROOT / "book" / "contents.yml").read_text("utf-8"))["parts"]
+    for page in part["chapters"]
+]
+LABEL = r"\((?:eq|def):[a-z0-9-]+\)|:label: *\S+|name: fig-\S+"
+
+
+def needed_by(short: str) -> set[str]:
+    """The chapters that one builds on, directly or by what they build on, and itself."""
+    files = {name.split("/")[1]: (name, needs) for name, needs in PLAN}
+    found, left = set(), [short.split("/")[1]]
+    while left:
+        name, needs = files[left.pop()]
+        found.add(name)
+        left += needs
+    return found
+
+
+@pytest.mark.parametrize("chapter", WRITTEN, ids=lambda c: c.short)
+def test_a_chapter_names_the_chapters_that_it_builds_on(chapter: book.Chapter) -> None:
+    homes = {}
+    for other in WRITTEN:
+        homes["companion." + other.short.replace("/", ".")] = other.short
+        for label in re.findall(LABEL, other.source.read_text(encoding="utf-8")):
+            homes[re.sub(r"^\(|\)$|^\w+: *", "", label)] = other.short
+    order = [name for name, _ in PLAN]
+    place = order.index(chapter.short)
+    known = needed_by(chapter.short) | set(order[place:])
+    assert place == 0 or dict(PLAN)[chapter.short], "give needs: in book/contents.yml"
+    page = contract.Page(chapter.source.read_text(encoding="utf-8"))
+    assert contract.not_needed(page, homes, known) == []
+
+
+def test_what_is_taken_from_a_chapter_that_is_not_needed_is_found() -> None:
+    text = "# T\n\nBy {eq}`eq:one` and {prf:ref}`thm-two`.\n\n" + cell("from companion.a import b")
+    homes = {"eq:one": "a/one", "thm-two": "a/two", "companion.a.b": "a/b", "eq:other": "a/c"}
+    page = contract.Page(text)
+    assert contract.not_needed(page, homes, {"a/two"}) == ["companion.a.b", "eq:one"]
+    assert contract.not_needed(page, homes, {"a/one", "a/two", "a/b"}) == []
 
 
 def test_labels_are_unique_in_the_book() -> None:
