@@ -68,7 +68,7 @@ def test_a_chapter_names_the_chapters_that_it_builds_on(chapter: book.Chapter) -
     for other in WRITTEN:
         homes["companion." + other.short.replace("/", ".")] = other.short
         for label in re.findall(LABEL, other.source.read_text(encoding="utf-8")):
-            homes[re.sub(r"^\(|\)$|^\w+: *", "", label)] = other.short
+            homes[re.sub(r"^\(|\)$|^:?\w+: *", "", label)] = other.short
     order = [name for name, _ in PLAN]
     place = order.index(chapter.short)
     known = needed_by(chapter.short) | set(order[place:])
