@@ -247,6 +247,18 @@ def fold(summary: str, text: str) -> str:
     return f"<details>\n<summary>{summary}</summary>\n\n{text.strip()}\n\n</details>"
 
 
+def outdented(text: str) -> str:
+    """Take away the indentation of what belongs to an item of a numbered list."""
+    return re.sub(r"^ {3}", "", text, flags=re.MULTILINE)
+
+
+def questions(text: str) -> Iterator[tuple[str, str]]:
+    """Take a numbered list apart into questions, its first paragraphs, and answers."""
+    for item in re.split(r"^\d+\.[ \t]+", text, flags=re.MULTILINE)[1:]:
+        asked, _, answered = item.strip().partition("\n\n")
+        yield outdented(asked), outdented(answered)
+
+
 @dataclass
 class Page:
     """One chapter on its way into a plain notebook."""
@@ -421,6 +433,8 @@ class Page:
             return ""
         if name == "solution":
             return fold(f"Solution of {self.target(title).text}", self.inside(text))
+        if name == "quick-questions":
+            return "\n\n".join(self.question(*pair) for pair in questions(text))
         if name == "glue:math":
             latex = self.value(title, "text/latex").strip()
             latex = latex.removeprefix("$$").removesuffix("$$").strip("$").strip()
@@ -440,6 +454,12 @@ class Page:
                 return fold(html.escape(plain(heading)), self.inside(text))
             return quote(heading, self.inside(text))
         raise self.fault(f"the directive {{{name}}} is not known here")
+
+    def question(self, asked: str, answered: str) -> str:
+        """Ask a quick question, and fold its answer."""
+        return f"**Quick question.** {self.inline(asked)}\n\n" + fold(
+            "Answer", self.inside(answered)
+        )
 
     def bibliography(self) -> str:
         """List the works that the chapter cites."""

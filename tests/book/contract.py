@@ -39,7 +39,19 @@ WORDS = (
     "utilizes",
 )
 TAGS = {"hide-input", "nbval-ignore-output", "raises-exception"}
+WORD = re.compile(r"[^\W\d_][\w'’-]*")
 WIDTH = 88  # columns of a formatted cell
+# A reader is asked before this many words have passed: with the formulas, the code and the figures
+# among them, that is a quarter of an hour.
+WORDS_UNASKED = 600
+QUESTIONS = re.compile(r"^(`{3,}|:{3,})\{quick-questions\}[^\n]*\n(.*?)^\1[ \t]*$", re.M | re.S)
+NO_LESSON = ("Exercises", "Summary")
+
+
+def sentences(text: str) -> str:
+    """Keep what a reader reads as sentences: no code, mathematics, options or comments."""
+    text = MATH.sub(" ", without_code(text))
+    return re.sub(r"^\s*(:[\w-]+:.*|%.*|\+\+\+.*)$", " ", text, flags=re.MULTILINE)
 
 
 def without_code(text: str) -> str:
@@ -123,9 +135,8 @@ class Page:
 
     @cached_property
     def prose(self) -> str:
-        """What a reader reads as sentences: no code, mathematics, options or comments."""
-        text = MATH.sub(" ", without_code(self.markdown))
-        return re.sub(r"^\s*(:[\w-]+:.*|%.*|\+\+\+.*)$", " ", text, flags=re.MULTILINE)
+        """What a reader reads as sentences."""
+        return sentences(self.markdown)
 
     @cached_property
     def labels(self) -> list[tuple[str, str]]:
@@ -136,6 +147,12 @@ class Page:
         """The head (argument and options) of each directive of that name."""
         pattern = rf"^(?:`{{3,}}|:{{3,}})\{{{name}\}}([^\n]*\n(?:\s*:[\w-]+:[^\n]*\n)*)"
         return re.findall(pattern, self.markdown, re.MULTILINE)
+
+    @cached_property
+    def sections(self) -> list[tuple[str, str]]:
+        """The opening, and each section with its title."""
+        parts = re.split(r"^## +(.+)$", self.markdown, flags=re.MULTILINE)
+        return [("the opening", parts[0]), *zip(parts[1::2], parts[2::2], strict=True)]
 
 
 RULES: list[Callable[[Page], Iterator[str]]] = []
@@ -211,7 +228,7 @@ def formatting(page: Page) -> Iterator[str]:
 
 @rule
 def words_per_line(page: Page) -> Iterator[str]:
-    words = len(re.findall(r"[^\W\d_][\w'’-]*", page.prose))
+    words = len(WORD.findall(page.prose))
     lines = sum(cell.lines for cell in page.lesson)
     if words < 12 * lines:
         yield f"{words} words for {lines} lines of code: {words / max(lines, 1):.1f} a line, not 12"
@@ -294,6 +311,70 @@ def exercises(page: Page) -> Iterator[str]:
     gated = re.findall(r"\{solution-start\}.*?\{solution-end\}", page.text, re.DOTALL)
     if heads and not any("{code-cell}" in part for part in gated):
         yield "no solution checks itself by code (solution-start, a code cell, solution-end)"
+
+
+@rule
+def levels(page: Page) -> Iterator[str]:
+    """An exercise says how hard it is, in words that stand beside its number."""
+    for head in page.directives("exercise(?:-start)?"):
+        title = head.splitlines()[0].strip()
+        if not re.search(r"(^|\S · )level [123] of 3$", title):
+            yield f"the exercise {title!r} must say its level: end its title with 'level 2 of 3'"
+
+
+@rule
+def quick_questions(page: Page) -> Iterator[str]:
+    """Sections end with quick questions often enough, two or three at a time, each answered."""
+    since = 0
+    for title, text in page.sections:
+        if title in NO_LESSON:
+            break
+        blocks = list(QUESTIONS.finditer(text))
+        rest = text[blocks[-1].end() :] if blocks else text
+        since = len(WORD.findall(sentences(rest))) + (0 if blocks else since)
+        if since > WORDS_UNASKED:
+            yield f"{title!r} ends {since} words after quick questions; {WORDS_UNASKED} is the most"
+        for block in blocks:
+            after = text[block.end() :].strip()
+            if not re.match(r"(\([\w-]+\)=\s*)?(##|\Z)", after):
+                yield f"the quick questions in {title!r} do not end a section"
+            items = re.split(r"^\d+\.[ \t]+", block[2], flags=re.MULTILINE)
+            if items[0].strip() or not 2 <= len(items) - 1 <= 3:
+                yield f"{title!r} has a list of {len(items) - 1} quick questions, not of 2 or 3"
+            for item in items[1:]:
+                if not re.match(r"(?:(?!\n\n).)*\?\n\n   \S", item, re.DOTALL):
+                    yield f"in {title!r}, this is no question with an answer: {item[:40]!r}"
+
+
+@rule
+def outside(page: Page) -> Iterator[str]:
+    if "from outside this book" not in " ".join(page.sections[0][1].split()):
+        yield "the opening does not say what a reader needs 'from outside this book'"
+
+
+def uses(page: Page) -> tuple[set[str], set[str]]:
+    """Name the labels that a page refers to, and the companion's modules that it imports."""
+    labels = re.findall(r"\{(?:eq|numref|prf:ref)\}`([\w:-]+)`", page.markdown)
+    modules: set[str] = set()
+    for cell in page.cells:
+        for node in cell.nodes:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("companion"):
+                modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+                modules.add(str(node.module))
+    return set(labels), modules
+
+
+def not_needed(page: Page, homes: dict[str, str], known: set[str]) -> list[str]:
+    """List what a page takes from chapters that its reader need not have read.
+
+    Args:
+        page: A chapter.
+        homes: The chapter of each label, and of each module that a chapter is about.
+        known: The chapters that this one needs, directly or by what they need, and those that
+            come later.
+    """
+    labels, modules = uses(page)
+    return sorted(name for name in labels | modules if name in homes and homes[name] not in known)
 
 
 @rule

@@ -1,5 +1,7 @@
 """Every chapter keeps the contract, and every rule of the contract can fail."""
 
+import re
+
 import pytest
 import yaml
 
@@ -41,6 +43,48 @@ def test_a_page_is_worded_plainly(page) -> None:
     assert not faults, "\n".join(faults)
 
 
+PLAN = [
+    (f"{part['folder']}/{page['file']}", page.get("needs") or [])
+    for part in yaml.safe_load((ROOT / "book" / "contents.yml").read_text("utf-8"))["parts"]
+    for page in part["chapters"]
+]
+LABEL = r"\((?:eq|def):[a-z0-9-]+\)|:label: *\S+|name: fig-\S+"
+
+
+def needed_by(short: str) -> set[str]:
+    """The chapters that one builds on, directly or by what they build on, and itself."""
+    files = {name.split("/")[1]: (name, needs) for name, needs in PLAN}
+    found, left = set(), [short.split("/")[1]]
+    while left:
+        name, needs = files[left.pop()]
+        found.add(name)
+        left += needs
+    return found
+
+
+@pytest.mark.parametrize("chapter", WRITTEN, ids=lambda c: c.short)
+def test_a_chapter_names_the_chapters_that_it_builds_on(chapter: book.Chapter) -> None:
+    homes = {}
+    for other in WRITTEN:
+        homes["companion." + other.short.replace("/", ".")] = other.short
+        for label in re.findall(LABEL, other.source.read_text(encoding="utf-8")):
+            homes[re.sub(r"^\(|\)$|^:?\w+: *", "", label)] = other.short
+    order = [name for name, _ in PLAN]
+    place = order.index(chapter.short)
+    known = needed_by(chapter.short) | set(order[place:])
+    assert place == 0 or dict(PLAN)[chapter.short], "give needs: in book/contents.yml"
+    page = contract.Page(chapter.source.read_text(encoding="utf-8"))
+    assert contract.not_needed(page, homes, known) == []
+
+
+def test_what_is_taken_from_a_chapter_that_is_not_needed_is_found() -> None:
+    text = "# T\n\nBy {eq}`eq:one` and {prf:ref}`thm-two`.\n\n" + cell("from companion.a import b")
+    homes = {"eq:one": "a/one", "thm-two": "a/two", "companion.a.b": "a/b", "eq:other": "a/c"}
+    page = contract.Page(text)
+    assert contract.not_needed(page, homes, {"a/two"}) == ["companion.a.b", "eq:one"]
+    assert contract.not_needed(page, homes, {"a/one", "a/two", "a/b"}) == []
+
+
 def test_labels_are_unique_in_the_book() -> None:
     seen: dict[str, str] = {}
     for chapter in CHAPTERS:
@@ -62,7 +106,7 @@ def folded(summary: str, **more: object) -> dict:
 
 FIGURE = {"figure": {"name": "fig-a", "caption": "What to see."}, "image": {"alt": "a line"}}
 EXERCISE = """
-```{{exercise}}
+```{{exercise}} level {n} of 3
 :label: ex-{n}
 
 Why is this so, and what would change if it were not?
@@ -78,6 +122,28 @@ Because of the definition.
 
 ```{{solution-end}}
 ```
+"""
+QUESTIONS = """
+
+## A section
+
+It has a few words.
+
+```{quick-questions}
+1. Which sign has it?
+
+   A plus.
+
+2. And if $x$ is doubled,
+   which one?
+
+   The same.
+```
+
+(a-target)=
+## Numerics and limits
+
+A few words.
 """
 GOOD = (
     """\
@@ -95,6 +161,8 @@ sources: [S1]
 ```{chapter-facts}
 ```
 
+You need from outside this book: sums.
+
 """
     + cell("import torch\n\ng = torch.Generator().manual_seed(0)", **folded("Set-up"))
     + "\nA definition.\n\n$$ p = 1 $$ (def:mass)\n\nA claim.\n\n$$ q = 1 $$ (eq:total)\n\n"
@@ -103,8 +171,10 @@ sources: [S1]
     + cell("fig, ax = plt.subplots()", **folded("The figure's code", **FIGURE))
     + "\n"
     + "\n".join(f"Step {n}.\n\n" + cell(f"print({n})") for n in range(6))
-    + "".join(EXERCISE.format(n=n, code=cell("assert True")) for n in range(3))
     + "\nA sentence of eight words stands right here. " * 60
+    + QUESTIONS
+    + "\n## Exercises\n"
+    + "".join(EXERCISE.format(n=n, code=cell("assert True")) for n in (1, 2, 3))
     + "\n\n```{bibliography}\n:filter: docname in docnames\n```\n"
 )
 
@@ -159,6 +229,15 @@ def test_a_good_chapter_has_no_fault() -> None:
         ("exercises", "{solution-start} ex-1", "{note} ex-1", "ex-1 has no solution"),
         ("exercises", "{solution-start} ex-1", "{solution-start} ex-9", "ex-9, which is no"),
         ("exercises", "{exercise}", "{note}", "0 exercises"),
+        ("levels", "{exercise} level 2 of 3", "{exercise} Hard", "must say its level"),
+        ("levels", "{exercise} level 2 of 3", "{exercise} level 4 of 3", "must say its level"),
+        ("quick_questions", "right here. ", "right here. And here. ", "words after quick"),
+        ("quick_questions", "A few words.", "A few words. " * 201, "'Numerics and limits' ends 6"),
+        ("quick_questions", "```\n\n(a-target)=\n", "```\n\nMore.\n\n", "do not end a section"),
+        ("quick_questions", "2. And", "\n   And", "a list of 1 quick questions"),
+        ("quick_questions", "   The same.\n", "", "no question with an answer"),
+        ("quick_questions", "sign has it?", "sign has it.", "no question with an answer"),
+        ("outside", "from outside this book", "also", "'from outside this book'"),
         ("exercises", cell("assert True"), "Text.\n", "no solution checks itself"),
         ("wording", "A claim.", "This is simply so.", "'simply' in"),
     ],

@@ -29,6 +29,8 @@ ONE = """<h1>1. One</h1><p><img src="../../_images/x.png" loading="lazy" /><butt
 <details class="admonition hide above-input">
 <summary>Check: the sum</summary><pre>verify.page("eq:a")</pre></details>
 <div class="cell_output"><pre>✓ eq:a · largest error 0</pre></div></div>
+<div class="quick-questions"><ol><li><p>Why?</p>
+<details class="answer"><summary>Answer</summary><p>So.</p></details></li></ol></div>
 <div class="solution dropdown admonition" id="book/part/one-solution-1"><p>The answer.</p></div>
 </section><section id="end"><h2>1.2. Summary</h2></section>"""
 PAGES = [Page("book/preface", ""), Page("book/part/one", "Part I · The only part")]
@@ -100,6 +102,12 @@ def test_solutions_stand_at_the_end_of_the_chapter(small: Path) -> None:
     last = assembled(small).select_one("#p-part-one").find_all(recursive=False)[-1]
     assert last.get_text(" ", strip=True) == "Solutions to the exercises The answer."
     assert not last.select(".dropdown")
+
+
+def test_the_answer_to_a_quick_question_stands_open_below_it(small: Path) -> None:
+    (fold,) = assembled(small).select("#p-part-one .quick-questions li > p + details")
+    assert fold.has_attr("open")
+    assert fold.get_text(" ", strip=True) == "Answer So."
 
 
 def test_headings_nest_under_the_parts(small: Path) -> None:

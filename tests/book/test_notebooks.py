@@ -210,6 +210,21 @@ def test_a_solution_with_code_is_folded_in_all_its_parts(write: Write) -> None:
     assert outside.metadata == {}
 
 
+def test_quick_questions_stay_in_view_and_their_answers_are_folded(write: Write) -> None:
+    said = prose(
+        write(
+            "$$\na\n$$ (eq:a)\n\n```{quick-questions}\n1. Which sign\n   has {eq}`eq:a`?\n\n"
+            "   A minus:\n\n   - one\n   - two\n\n2. And $3.\n   14$?\n\n   None.\n```\n\nText."
+        )
+    )
+    assert said.endswith(
+        "**Quick question.** Which sign\nhas (2.1)?\n\n"
+        "<details>\n<summary>Answer</summary>\n\nA minus:\n\n- one\n- two\n\n</details>\n\n"
+        "**Quick question.** And $3.\n14$?\n\n"
+        "<details>\n<summary>Answer</summary>\n\nNone.\n\n</details>\n\nText."
+    )
+
+
 def test_numbers_come_from_the_run_in_their_format(write: Write) -> None:
     text = "{glue:text}`a:.0e`, {glue:text}`b:,`, {glue:text}`c`, {glue:text}`d:.1f` %.\n\n" + GLUED
     left = [record("a", "0.00012"), record("b", "12345"), record("c", "'word'"), record("d", "7")]

@@ -9,6 +9,7 @@ It reads what the chapters' run left behind and never runs anything itself:
 - ``bibliography`` lists references by author and year;
 - ``unique_ids`` keeps the ids of a page unique;
 - ``line_breaks`` keeps punctuation beside its formula;
+- ``questions`` folds the answers of quick questions;
 - ``search`` ranks results and finds Chinese; ``chinese`` says what language a text is in;
 - ``accessible`` mends markup that screen readers stumble over;
 - ``publish`` writes what lies beside the pages: a map of the site, cards, one file of it all;
@@ -31,6 +32,7 @@ from . import (
     line_breaks,
     plan,
     publish,
+    questions,
     reference,
     search,
     tables,
@@ -47,6 +49,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         plan,
         ledger,
         facts,
+        questions,
         tables,
         reference,
         search,
