@@ -1,18 +1,18 @@
 """Quick questions: a numbered list becomes questions with folded answers, or the build fails."""
 
-import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from bs4 import BeautifulSoup, Tag
-from sphinx.application import Sphinx
 
 EXTENSION = Path(__file__).resolve().parents[2] / "book" / "_ext"
 CONF = f"""
 import sys
 sys.path.insert(0, {str(EXTENSION)!r})
-extensions = ["myst_parser", "companion_book.questions"]
+extensions = ["myst_parser", "sphinx_exercise", "companion_book.questions"]
 html_theme = "basic"
 myst_enable_extensions = ["dollarmath"]
 """
@@ -29,22 +29,34 @@ GOOD = """
    It is neither.
 """
 
-Build = Callable[[str], tuple[Tag, str]]
+EXERCISE = """
+```{exercise} Why (and how)? · level 2 of 3
+:label: ex-a
+Show it.
+```
+
+```{solution} ex-a
+:class: dropdown
+Done.
+```
+"""
+
+Build = Callable[..., tuple[Tag, str]]
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
     """Render a page with this content of the directive, and return it with what was warned."""
 
-    def render(content: str) -> tuple[Tag, str]:
+    def render(content: str, after: str = "") -> tuple[Tag, str]:
         (tmp_path / "conf.py").write_text(CONF, encoding="utf-8")
-        page = f"# Title\n\n## Section\n\n```{{quick-questions}}\n{content}\n```\n"
+        page = f"# Title\n\n## Section\n\n```{{quick-questions}}\n{content}\n```\n{after}"
         (tmp_path / "index.md").write_text(page, encoding="utf-8")
-        warned = io.StringIO()
         out = tmp_path / "out"
-        Sphinx(tmp_path, tmp_path, out, out / "trees", "html", status=None, warning=warned).build()
+        command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(tmp_path), str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         html = (out / "index.html").read_text(encoding="utf-8")
-        return BeautifulSoup(html, "html.parser").select_one("div.body"), warned.getvalue()
+        return BeautifulSoup(html, "html.parser").select_one("div.body"), done.stderr
 
     return render
 
@@ -67,6 +79,13 @@ def test_each_answer_is_folded_below_its_question(build: Build) -> None:
     ]
     assert [len(fold.select("p")) for fold in folds] == [1, 2]
     assert "A minus" not in asked[0].get_text()
+
+
+def test_a_solution_is_named_by_the_number_of_its_exercise(build: Build) -> None:
+    page, warned = build(GOOD, EXERCISE)
+    assert warned == ""
+    titles = [" ".join(tag.get_text().split()) for tag in page.select("p.admonition-title")]
+    assert titles == ["Exercise 1 (Why (and how)? · level 2 of 3)", "Solution to Exercise 1"]
 
 
 @pytest.mark.parametrize(

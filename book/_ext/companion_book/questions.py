@@ -12,10 +12,13 @@ after it is the answer::
 A folded answer is a ``details`` element of HTML: it needs no script and opens by keyboard. On paper
 it is open (``tools/make_pdf.py``), and in the exported notebooks it is the same element
 (``tools/export_notebooks.py``).
+
+The level of an exercise stands in its title, and only there.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -70,8 +73,18 @@ def depart_answer(self: HTML5Translator, node: answer) -> None:
     self.body.append("</details>\n")
 
 
+def name_by_number(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Let the title of a solution give the number of its exercise, and not its level once more."""
+    for title in doctree.findall(nodes.title):
+        if title.parent is not None and "solution" in title.parent.get("classes", []):
+            for reference in title.findall(nodes.reference):
+                if re.search(r"level \d of 3\)$", reference.astext()):
+                    del reference[1:]  # the number comes first, then the title in parentheses
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directive."""
     app.add_node(answer, html=(visit_answer, depart_answer))
     app.add_directive("quick-questions", QuickQuestions)
+    app.connect("doctree-resolved", name_by_number)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
