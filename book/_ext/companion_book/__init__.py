@@ -9,6 +9,10 @@ It reads what the chapters' run left behind and never runs anything itself:
 - ``bibliography`` lists references by author and year;
 - ``unique_ids`` keeps the ids of a page unique;
 - ``line_breaks`` keeps punctuation beside its formula;
+- ``terms`` links the glossary's terms where a chapter uses them first;
+- ``uses`` leads from equations, chapters and the reference to where each is used;
+- ``alphabet`` makes the index;
+- ``previews`` shows what a link means before it is followed;
 - ``search`` ranks results and finds Chinese; ``chinese`` says what language a text is in;
 - ``accessible`` mends markup that screen readers stumble over;
 - ``publish`` writes what lies beside the pages: a map of the site, cards, one file of it all;
@@ -23,6 +27,7 @@ from sphinx.application import Sphinx
 
 from . import (
     accessible,
+    alphabet,
     assets,
     bibliography,
     chinese,
@@ -30,11 +35,14 @@ from . import (
     ledger,
     line_breaks,
     plan,
+    previews,
     publish,
     reference,
     search,
     tables,
+    terms,
     unique_ids,
+    uses,
 )
 
 
@@ -49,11 +57,15 @@ def setup(app: Sphinx) -> dict[str, Any]:
         facts,
         tables,
         reference,
+        uses,
+        terms,
+        alphabet,
         search,
         chinese,
         unique_ids,
         line_breaks,
-        publish,
+        previews,
+            publish,
     ):
         part.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -13,7 +13,8 @@ from sphinx.util.docutils import SphinxDirective
 from .ledger import formula, internal_link, ledgers, load_mathjax, mark, number_of, read_notebook
 from .nodes_util import inline_error, table
 from .plan import page_link, plan_of, reading_minutes
-from .tables import GlossaryTable, read_rows, topic_anchor, topic_ids
+from .tables import GlossaryTable, document_page, read_rows, topic_anchor, topic_ids
+from .uses import chapter_uses
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class ChapterFacts(SphinxDirective):
             items += nodes.list_item("", paragraph)
         topics = metadata.get("sources") or []
         answers = self.answers([topics] if isinstance(topics, str) else [str(t) for t in topics])
-        return [items, formula_list(classes=["at-the-end"]), *self.terms(), *answers]
+        used = chapter_uses() if page else []
+        return [items, formula_list(classes=["at-the-end"]), *used, *self.terms(), *answers]
 
     def terms(self) -> list[nodes.Node]:
         """Name the terms that the chapter defines, in English and Chinese."""
@@ -145,8 +147,9 @@ class ChapterFacts(SphinxDirective):
         )
 
     def topic(self, name: str) -> nodes.Node:
-        """Link to a topic on the page of sources, where that page exists."""
-        here, there = self.env.docname, self.config.companion_sources
+        """Link to a topic on the page of its document, where that page exists."""
+        here = self.env.docname
+        there = document_page(self.config.companion_sources, name.split(".")[0])
         if there not in self.env.found_docs:
             return nodes.inline(name, name)
         uri = self.env.app.builder.get_relative_uri(here, there)
