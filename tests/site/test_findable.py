@@ -287,6 +287,17 @@ def test_each_source_document_has_its_sections_beside_our_chapters(soups: Soups)
     assert len(errata) >= 50
 
 
+# --- the foot of a page -------------------------------------------------------------------------
+
+
+def test_every_page_names_its_license_and_the_day_of_its_build(soups: Soups) -> None:
+    for name, soup in soups.items():
+        licenses = {str(a["href"]) for a in soup.select("footer a[rel=license]")}
+        assert len(licenses) == 2, name
+        day = soup.select_one("footer time")["datetime"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", str(day))
+
+
 # --- weight -------------------------------------------------------------------------------------
 
 

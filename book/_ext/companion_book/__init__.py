@@ -15,6 +15,7 @@ It reads what the chapters' run left behind and never runs anything itself:
 - ``previews`` shows what a link means before it is followed;
 - ``search`` ranks results and finds Chinese; ``chinese`` says what language a text is in;
 - ``accessible`` mends markup that screen readers stumble over;
+- ``launch`` says where a page can be run and mended, and how it is licensed;
 - ``publish`` writes what lies beside the pages: a map of the site, cards, one file of it all;
 - ``assets`` serves MathJax and the style sheet from the book itself.
 """
@@ -32,6 +33,7 @@ from . import (
     bibliography,
     chinese,
     facts,
+    launch,
     ledger,
     line_breaks,
     plan,
@@ -65,7 +67,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
         unique_ids,
         line_breaks,
         previews,
-            publish,
+        launch,
+        publish,
     ):
         part.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -10,6 +10,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from .launch import launches
 from .ledger import formula, internal_link, ledgers, load_mathjax, mark, number_of, read_notebook
 from .nodes_util import inline_error, table
 from .plan import page_link, plan_of, reading_minutes
@@ -62,6 +63,12 @@ class ChapterFacts(SphinxDirective):
                 "", "notebook", refuri=f"{up}_sources/{self.env.docname}.ipynb", internal=True
             )
             facts.append(("Download", [link]))
+            places = [
+                nodes.reference("", where, refuri=address)
+                for where, address in launches(self.env.app, self.env.docname)
+            ]
+            if places:
+                facts.append(("Run it on", self.joined(places)))
         items = nodes.bullet_list(bullet="-", classes=["chapter-facts"])
         for name, value in facts:
             paragraph = nodes.paragraph()
