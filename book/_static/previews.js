@@ -108,6 +108,15 @@
     return useful && !link.matches(".headerlink, .check") ? link : null;
   }
 
+  // The lists of where an equation is used close like a menu.
+  function fold(inside) {
+    for (const list of document.querySelectorAll("details.used-in[open]")) {
+      if (!list.contains(inside)) {
+        list.open = false;
+      }
+    }
+  }
+
   let finger = false;
   document.addEventListener("pointerdown", (event) => { finger = event.pointerType !== "mouse"; }, true);
   document.addEventListener("pointerover", (event) => {
@@ -137,6 +146,7 @@
   });
   document.addEventListener("click", (event) => {
     const link = linkOf(event);
+    fold(event.target);
     if (!link) {
       if (box && !box.contains(event.target)) {
         hide();
@@ -156,6 +166,7 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") {
       hide();
+      fold(null);
     }
   });
 })();

@@ -31,12 +31,12 @@ class Entry:
     def key(self) -> str:
         """What it is sorted by: letters and digits alone, without accents."""
         plain = unicodedata.normalize("NFKD", self.text)
-        return re.sub(r"[^a-z0-9 ]", "", plain.lower().replace("-", " ").replace("–", " "))
+        return re.sub(r"[^a-z0-9 ]", "", re.sub("[-–_]", " ", plain.lower())).strip()
 
     @property
     def letter(self) -> str:
         """The heading that it stands under."""
-        first = self.key.strip()[:1]
+        first = self.key[:1]
         return first.upper() if first.isalpha() else "0–9"
 
 

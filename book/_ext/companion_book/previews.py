@@ -7,6 +7,7 @@ that a visit costs nothing. A script, because a page that is opened from the dis
 
 from __future__ import annotations
 
+import html
 import json
 import posixpath
 import re
@@ -82,6 +83,14 @@ def shortened(element: Tag) -> str:
     return "".join(kept)
 
 
+def signature(element: Tag) -> str:
+    """Write the signature of a function in one line, as in the source."""
+    link = element.select_one(".headerlink")
+    told = " ".join(element.get_text().removesuffix(link.get_text() if link else "").split())
+    told = re.sub(r",(?=\S)", ", ", told).replace(", )", ")")
+    return re.sub(r"\( ", "(", re.sub(r" \)", ")", told))
+
+
 def written(element: Tag) -> str:
     """Write the preview of an element as HTML."""
     if element.name == "tr":
@@ -94,8 +103,7 @@ def written(element: Tag) -> str:
     if element.name == "dt":
         about = element.find_next_sibling("dd")
         first = about.find("p") if about else None
-        told = element.get_text(" ", strip=True)
-        return f"<pre>{re.sub(r' *([(),:*.]) *', one_space, told)}</pre>{first or ''}"
+        return f"<pre>{html.escape(signature(element))}</pre>{first or ''}"
     if element.name == "section":
         title = element.find(re.compile(r"^h[1-6]$"))
         first = element.find("p", recursive=False)
@@ -108,11 +116,6 @@ def written(element: Tag) -> str:
         return str(element)
     kinds = " ".join(element.get_attribute_list("class"))
     return f'<div class="{kinds}">{shortened(element)}</div>'
-
-
-def one_space(match: re.Match[str]) -> str:
-    """Set the marks of a signature as in the source."""
-    return {",": ", ", ":": ": "}.get(match[1], match[1])
 
 
 def piece(place: Tag, docname: str) -> str:
@@ -141,6 +144,9 @@ def collect(body: str, docname: str) -> dict[str, str]:
     soup = BeautifulSoup(body, "html.parser")
     found = {}
     for place in soup.find_all(id=True):
+        # Links to these lead into the page and mean no piece of it.
+        if str(place["id"]).startswith(("use-", "check-")):
+            continue
         if told := piece(place, docname):
             found[str(place["id"])] = told
     return found
