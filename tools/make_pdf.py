@@ -6,7 +6,7 @@ that the formulas are checked with: WeasyPrint runs no scripts, Typst would need
 page in another language, and Paged.js does in scripts what Chromium does by itself by now: margin
 boxes with page numbers, named pages, an outline, and tags. The site tests need Chromium anyway.
 
-There is no EPUB. Sphinx's builder, tried, leaves each formula as TeX, for few e-readers run scripts.
+There is no EPUB. Sphinx's builder, tried, leaves each formula as TeX: few e-readers run scripts.
 As MathML it would look as the reader's device decides, from good to unreadable, and no e-reader is
 among the tools of the tests that could show which; a form that nobody looks at is not offered.
 
