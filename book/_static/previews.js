@@ -27,6 +27,7 @@
         waiting.set(page, resolve);
         const script = document.createElement("script");
         script.src = new URL(`_static/previews/${page}.js`, root);
+        script.charset = "utf-8";
         script.onerror = () => resolve({});
         document.head.append(script);
       }));
