@@ -143,6 +143,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> small.Built:
         small.code("def by_f(x):\n    return f(x)\n\n\nprint(h(2))"),
         small.equation("eq:b"),
         small.code("pair = by_f\nverify.equal('eq:b', pair, near(1))", small.record("eq:b")),
+        small.text("## Exercises\n\n```{exercise}\n:label: ex-b\nShow {eq}`eq:a`.\n```"),
     ]
     with pytest.MonkeyPatch.context() as patch:
         more = "appendices:\n" + "\n".join(
@@ -208,7 +209,8 @@ def test_an_equation_shows_its_formula_and_number_without_ids_and_links(book: sm
 def test_an_equation_says_where_it_is_used(book: small.Built) -> None:
     used = soup(book, "one/first").find(id="equation-eq-a").select_one("details.used-in")
     assert [(a["href"], a.get_text()) for a in used.select("a")] == [
-        ("second.html#another-part", "Chapter 3, Another part")
+        ("second.html#another-part", "Chapter 3, Another part"),
+        ("second.html#exercises", "Chapter 3, Exercises"),  # the section, not the box in it
     ]
     # A definition that nothing refers to has no such list.
     assert soup(book, "one/first").find(id="equation-def-x").select("details") == []

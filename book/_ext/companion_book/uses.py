@@ -145,9 +145,9 @@ def checks_of(cells: list[dict[str, Any]]) -> dict[str, list[str]]:
 def place_of(node: nodes.Node) -> tuple[str, str]:
     """Return the anchor and the title of the section that a node stands in."""
     while node is not None:
-        if isinstance(node, nodes.section) and node["ids"]:
-            title = node.next_node(nodes.title)
-            return node["ids"][0], title.astext() if title else ""
+        # Boxes such as exercises have sections without a title, whose ids are not kept.
+        if isinstance(node, nodes.section) and node["ids"] and isinstance(node[0], nodes.title):
+            return node["ids"][0], node[0].astext()
         node = node.parent
     return "", ""
 
@@ -359,8 +359,9 @@ def fill_chapter(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             ]
             line += links_between(app, docname, marks) or [nodes.Text("this chapter")]
             items += nodes.list_item("", line)
+        where = place.parent.index(place)
         title = nodes.rubric("", "Where this chapter is used")
-        place.replace_self([title, items] if len(items) else [])
+        place.parent[where : where + 1] = [title, items] if len(items) else []
 
 
 def fill_reference(app: Sphinx, doctree: nodes.document, docname: str) -> None:
