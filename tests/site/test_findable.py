@@ -208,7 +208,7 @@ def test_the_previews_of_a_page_are_light(site: Path) -> None:
         for path in (site / "_static/previews").rglob("*.js")
     }
     assert sizes
-    assert {name: size for name, size in sizes.items() if size > 250_000} == {}
+    assert {name: size for name, size in sizes.items() if size > 400_000} == {}
 
 
 # --- terms and uses -----------------------------------------------------------------------------
