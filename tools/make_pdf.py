@@ -6,9 +6,13 @@ that the formulas are checked with: WeasyPrint runs no scripts, Typst would need
 page in another language, and Paged.js does in scripts what Chromium does by itself by now: margin
 boxes with page numbers, named pages, an outline, and tags. The site tests need Chromium anyway.
 
+There is no EPUB. Sphinx's builder, tried, leaves each formula as TeX: few e-readers run scripts.
+As MathML it would look as the reader's device decides, from good to unreadable, and no e-reader is
+among the tools of the tests that could show which; a form that nobody looks at is not offered.
+
 What is folded on a page: solutions stand at the end of their chapter; the code of folded cells
-(checks, figures, set-up) is left out, what it printed or drew stays. The ledger, the source map,
-and the library reference are for looking things up on a screen and are left out.
+(checks, figures, set-up) is left out, what it printed or drew stays. The index, the source map,
+the ledger, and the library reference are for looking things up on a screen and are left out.
 """
 
 import argparse
@@ -37,12 +41,13 @@ from selenium.webdriver.chrome.service import Service
 
 import chapters as book
 
-LEFT_OUT = ("book/sources", "book/ledger", "book/api")
+LEFT_OUT = ("book/alphabetical", "book/sources", "book/ledger", "book/api")
 ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII")
 # What only serves a screen.
 CHROME = (
     "script, style, noscript, button, input, iframe, .headerlink, .check-back, .doors, .only-dark, "
-    ".home-picture.narrow, .backrefs, details.hide.above-input, .jupyter-widgets, template"
+    ".home-picture.narrow, .backrefs, details.hide.above-input, details.used-in, "
+    ".jupyter-widgets, template"
 )
 NAMES_IDS = ("aria-labelledby", "aria-describedby", "for", "headers")
 SHEETS = ("pydata-sphinx-theme.css", "pygments.css", "sphinx-book-theme.css", "mystnb.")
@@ -73,7 +78,8 @@ def printed_pages(root: Path) -> list[Page]:
         part["folder"]: f"Part {ROMAN[number]} · {part['title']}"
         for number, part in enumerate(plan["parts"])
     }
-    names = [n for n in book.pages(root) if n not in LEFT_OUT and not n.startswith("book/api/")]
+    parts_of = tuple(f"{name}/" for name in LEFT_OUT)
+    names = [n for n in book.pages(root) if n not in LEFT_OUT and not n.startswith(parts_of)]
     folders = [name.split("/")[1] for name in names]
     # The first page, the preface, stands before all parts.
     said = ["", *(parts.get(folder, "Appendices") for folder in folders[1:])]

@@ -38,7 +38,7 @@ def source(docname: str) -> Path:
 def test_plan_has_the_34_chapters_numbered_in_order(plan: book_plan.Plan) -> None:
     assert [page.number for page in plan.chapters.values()] == list(range(1, 35))
     assert len(plan.parts) == 8
-    assert len(plan.appendices) == 8
+    assert len(plan.appendices) == 9
 
 
 def test_every_planned_page_has_a_title_and_a_question(plan: book_plan.Plan) -> None:
@@ -47,17 +47,27 @@ def test_every_planned_page_has_a_title_and_a_question(plan: book_plan.Plan) -> 
         assert page.question.rstrip("\"'").endswith("?"), page.docname
 
 
-def reference_pages() -> list[str]:
-    """List the pages of the library reference in the order of the table of contents."""
+def pages_below(page: str) -> list[str]:
+    """List the pages of an appendix in the order of the table of contents."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     entries = [entry for part in toc["parts"] for entry in part["chapters"]]
-    (api,) = [entry for entry in entries if entry["file"] == "book/api"]
-    return [section["file"] for section in api["sections"]]
+    (found,) = [entry for entry in entries if entry["file"] == page]
+    return [section["file"] for section in found["sections"]]
+
+
+def reference_pages() -> list[str]:
+    """List the pages of the library reference."""
+    return pages_below("book/api")
+
+
+def document_pages() -> list[str]:
+    """List the pages of the source documents."""
+    return pages_below("book/sources")
 
 
 def test_toc_lists_only_pages_that_exist(toc: dict) -> None:
     assert toc["root"] == "book/preface"
-    pages = [toc["root"], *toc_pages(toc), *reference_pages()]
+    pages = [toc["root"], *toc_pages(toc), *reference_pages(), *document_pages()]
     assert [page for page in pages if not source(page).is_file()] == []
 
 
@@ -70,6 +80,16 @@ def test_a_page_of_the_reference_names_its_module_and_nothing_else() -> None:
         assert source(page).read_text(encoding="utf-8") == expected
 
 
+def test_each_source_document_has_a_page_in_order() -> None:
+    rows = tables.read_rows(ROOT / "book/_data/sources.tsv", ("document",))
+    documents = dict.fromkeys(row["document"] for row in rows)
+    assert document_pages() == [f"book/sources/{name.lower()}" for name in documents]
+    for name, page in zip(documents, document_pages(), strict=True):
+        text = source(page).read_text(encoding="utf-8")
+        assert text.startswith(f"# {name}: ")
+        assert f"```{{source-document}} {name}\n```" in text
+
+
 def test_toc_lists_every_page_that_exists(toc: dict, plan: book_plan.Plan) -> None:
     planned = [*plan.chapters, *(page.docname for page in plan.appendices)]
     assert toc_pages(toc) == [page for page in planned if source(page).is_file()]
@@ -77,7 +97,7 @@ def test_toc_lists_every_page_that_exists(toc: dict, plan: book_plan.Plan) -> No
 
 def test_every_text_of_the_book_is_planned(plan: book_plan.Plan) -> None:
     planned = {*plan.chapters, *(page.docname for page in plan.appendices), "book/preface"}
-    planned |= set(reference_pages())
+    planned |= {*reference_pages(), *document_pages()}
     texts = {
         path.relative_to(ROOT).with_suffix("").as_posix()
         for path in (ROOT / "book").rglob("*.md")

@@ -10,8 +10,13 @@ It reads what the chapters' run left behind and never runs anything itself:
 - ``unique_ids`` keeps the ids of a page unique;
 - ``line_breaks`` keeps punctuation beside its formula;
 - ``questions`` folds the answers of quick questions;
+- ``terms`` links the glossary's terms where a chapter uses them first;
+- ``uses`` leads from equations, chapters and the reference to where each is used;
+- ``alphabet`` makes the index;
+- ``previews`` shows what a link means before it is followed;
 - ``search`` ranks results and finds Chinese; ``chinese`` says what language a text is in;
 - ``accessible`` mends markup that screen readers stumble over;
+- ``launch`` says where a page can be run and mended, and how it is licensed;
 - ``publish`` writes what lies beside the pages: a map of the site, cards, one file of it all;
 - ``assets`` serves MathJax and the style sheet from the book itself.
 """
@@ -24,19 +29,24 @@ from sphinx.application import Sphinx
 
 from . import (
     accessible,
+    alphabet,
     assets,
     bibliography,
     chinese,
     facts,
+    launch,
     ledger,
     line_breaks,
     plan,
+    previews,
     publish,
     questions,
     reference,
     search,
     tables,
+    terms,
     unique_ids,
+    uses,
 )
 
 
@@ -52,10 +62,15 @@ def setup(app: Sphinx) -> dict[str, Any]:
         questions,
         tables,
         reference,
+        uses,
+        terms,
+        alphabet,
         search,
         chinese,
         unique_ids,
         line_breaks,
+        previews,
+        launch,
         publish,
     ):
         part.setup(app)

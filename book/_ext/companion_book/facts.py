@@ -10,10 +10,12 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from .launch import launches
 from .ledger import formula, internal_link, ledgers, load_mathjax, mark, number_of, read_notebook
 from .nodes_util import inline_error, table
 from .plan import page_link, plan_of, reading_minutes
-from .tables import GlossaryTable, read_rows, topic_anchor, topic_ids
+from .tables import GlossaryTable, document_page, read_rows, topic_anchor, topic_ids
+from .uses import chapter_uses
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,12 @@ class ChapterFacts(SphinxDirective):
                 "", "notebook", refuri=f"{up}_sources/{self.env.docname}.ipynb", internal=True
             )
             facts.append(("Download", [link]))
+            places = [
+                nodes.reference("", where, refuri=address)
+                for where, address in launches(self.env.app, self.env.docname)
+            ]
+            if places:
+                facts.append(("Run it on", self.joined(places)))
         items = nodes.bullet_list(bullet="-", classes=["chapter-facts"])
         for name, value in facts:
             paragraph = nodes.paragraph()
@@ -70,7 +78,8 @@ class ChapterFacts(SphinxDirective):
             items += nodes.list_item("", paragraph)
         topics = metadata.get("sources") or []
         answers = self.answers([topics] if isinstance(topics, str) else [str(t) for t in topics])
-        return [items, formula_list(classes=["at-the-end"]), *self.terms(), *answers]
+        used = chapter_uses() if page else []
+        return [items, formula_list(classes=["at-the-end"]), *used, *self.terms(), *answers]
 
     def terms(self) -> list[nodes.Node]:
         """Name the terms that the chapter defines, in English and Chinese."""
@@ -145,8 +154,9 @@ class ChapterFacts(SphinxDirective):
         )
 
     def topic(self, name: str) -> nodes.Node:
-        """Link to a topic on the page of sources, where that page exists."""
-        here, there = self.env.docname, self.config.companion_sources
+        """Link to a topic on the page of its document, where that page exists."""
+        here = self.env.docname
+        there = document_page(self.config.companion_sources, name.split(".")[0])
         if there not in self.env.found_docs:
             return nodes.inline(name, name)
         uri = self.env.app.builder.get_relative_uri(here, there)

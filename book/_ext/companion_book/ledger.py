@@ -501,9 +501,33 @@ def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
                 self.body.append(
                     f'<a class="{look}" href="#{anchor}" title="{told}" aria-label="{told}">✓</a>'
                 )
+        self.body.append(used_in(self, node, shown))
         self.body.append("</div>")
     self.body.append("</div>\n")
     raise nodes.SkipNode
+
+
+def used_in(self: HTML5Translator, node: nodes.math_block, shown: str) -> str:
+    """Write, folded, where an equation is referred to and what its check runs (see `uses`)."""
+    links = node.get("companion_links", [])
+    if not links:
+        return ""
+    texts, code = (
+        ", ".join(
+            f'<a class="reference internal" href="{self.attval(uri)}">'
+            + (f"<code>{self.encode(told)}</code>" if is_code else self.encode(told))
+            + "</a>"
+            for uri, told, is_code in links
+            if is_code == wanted
+        )
+        for wanted in (False, True)
+    )
+    said = [f"<p>Referred to in: {texts}</p>"] if texts else []
+    said += [f"<p>Its check runs: {code}</p>"] if code else []
+    return (
+        f'<details class="used-in"><summary aria-label="{counted(len(links), "link")} '
+        f'about ({shown})">{len(links)}</summary><div>{"".join(said)}</div></details>'
+    )
 
 
 class ledger_table(nodes.General, nodes.Element):

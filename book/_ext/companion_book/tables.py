@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,7 +34,7 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
 
 
 def topic_anchor(topic: str) -> str:
-    """The anchor of a source topic on the page of sources."""
+    """The anchor of a source topic on the page of its document."""
     return nodes.make_id(f"source-{topic.replace('.', '-')}")
 
 
@@ -87,39 +88,131 @@ class DataTable(SphinxDirective):
 
 
 class SourceTopics(DataTable):
-    """Every topic of the source documents and the chapter that answers it, by document."""
+    """The source documents: how many topics each has, and a link to the page that answers them."""
 
     file = "sources.tsv"
-    columns = ("id", "document", "kind", "topic", "home_part", "home_chapter")
+    columns = ("id", "document", "kind", "topic", "home_part", "home_chapter", "errata")
+
+    def answered(self, rows: list[dict[str, str]]) -> int:
+        """Count the topics whose chapter is written."""
+        homes = [plan_of(self.env).find(row["home_chapter"]) for row in rows]
+        return sum(page is not None and page.docname in self.env.found_docs for page in homes)
+
+    def documents(self) -> dict[str, list[dict[str, str]]]:
+        """Sort the topics by document."""
+        found: dict[str, list[dict[str, str]]] = {}
+        for row in self.rows():
+            found.setdefault(row["document"], []).append(row)
+        return found
 
     def run(self) -> list[nodes.Node]:
-        """Make one table for each document."""
-        documents: dict[str, list[dict[str, str]]] = {}
-        rows = self.rows()
-        for row in rows:
-            documents.setdefault(row["document"], []).append(row)
-        answered = sum(
-            page is not None and page.docname in self.env.found_docs
-            for page in (plan_of(self.env).find(row["home_chapter"]) for row in rows)
-        )
+        """Make one row for each document."""
+        documents = self.documents()
+        every = [row for rows in documents.values() for row in rows]
         text = (
-            f"{len(rows)} topics, each with one home; {answered} of the homes are written so far."
+            f"{len(every)} topics, each with one home; {self.answered(every)} of the homes are "
+            "written so far."
         )
-        result: list[nodes.Node] = [nodes.paragraph(text, text)]
-        for document, members in documents.items():
-            name = f"{document} ({len(members)} topics)"
-            result.append(nodes.rubric(name, name, ids=[nodes.make_id(f"document-{document}")]))
+        body = []
+        for name, rows in documents.items():
+            there = document_page(self.config.companion_sources, name)
+            link: nodes.Node = nodes.inline("", name)
+            if there in self.env.found_docs:
+                uri = self.env.app.builder.get_relative_uri(self.env.docname, there)
+                link = nodes.reference("", name, refuri=uri, internal=True)
+            sections = {section_of(row["id"]) for row in rows}
+            counts = (len(sections), len(rows), self.answered(rows))
+            body.append([[link], *([nodes.Text(str(count))] for count in counts)])
+        head = ["Document", "Sections", "Topics", "Answered so far"]
+        return [nodes.paragraph(text, text), table(head, body)]
+
+
+class SourceDocument(SourceTopics):
+    """One source document: its sections beside our chapters, and each of its topics."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Make an overview of the sections, and a table of topics for each of them."""
+        name = self.arguments[0]
+        rows = self.documents().get(name)
+        if not rows:
+            raise ExtensionError(f"{self.file} has no topics of a document {name!r}")
+        sections: dict[str, list[dict[str, str]]] = {}
+        for row in rows:
+            sections.setdefault(section_of(row["id"]), []).append(row)
+        text = (
+            f"{len(rows)} topics in {len(sections)} sections; "
+            f"{self.answered(rows)} are answered by chapters that are written."
+        )
+        overview = []
+        for section, members in sections.items():
+            anchor = section_anchor(section)
+            link = nodes.reference("", section_name(section), refuri=f"#{anchor}", internal=True)
+            homes = dict.fromkeys(row["home_chapter"] for row in members)
+            overview.append(
+                [
+                    [link],
+                    [nodes.Text(str(len(members)))],
+                    self.home(", ".join(homes)),
+                    self.errata(members),
+                ]
+            )
+        head = ["Section", "Topics", "Our chapters", "Corrected"]
+        result: list[nodes.Node] = [
+            nodes.paragraph(text, text),
+            table(head, overview, classes=["source-sections"]),
+        ]
+        for section, members in sections.items():
+            title = section_name(section)
+            result.append(nodes.rubric(title, title, ids=[section_anchor(section)]))
             body = [
                 [
                     self.anchored(row["id"], topic_anchor(row["id"])),
                     self.inline(row["kind"]),
                     self.inline(row["topic"]),
                     self.home(row["home_chapter"]),
+                    self.errata([row]),
                 ]
                 for row in members
             ]
-            result.append(table(["Topic", "Kind", "What it says", "Home"], body, classes=["wide"]))
+            head = ["Topic", "Kind", "What it says", "Home", "Corrected"]
+            result.append(table(head, body, classes=["wide"]))
         return result
+
+    def errata(self, rows: list[dict[str, str]]) -> list[nodes.Node]:
+        """Link to the corrections of topics."""
+        numbers = list(dict.fromkeys(number for row in rows for number in row["errata"].split()))
+        uri = self.env.app.builder.get_relative_uri(self.env.docname, self.config.companion_sources)
+        made: list[nodes.Node] = []
+        for number in numbers:
+            made += [nodes.Text(", ")] if made else []
+            anchor = nodes.make_id(number)
+            made.append(nodes.reference("", number, refuri=f"{uri}#{anchor}", internal=True))
+        return made
+
+
+def document_page(sources: str, name: str) -> str:
+    """The page of a source document, below the page of sources."""
+    return f"{sources}/{name.lower()}"
+
+
+def section_of(topic: str) -> str:
+    """The section of a topic: ``4.1`` of ``S2.4.1-3``, ``C.1`` of ``S0.C1-1``."""
+    section = topic.split(".", 1)[1].rsplit("-", 1)[0]
+    return f"C.{section[1:]}" if section.startswith("C") else section
+
+
+def section_name(section: str) -> str:
+    """Name a section as the documents do; number 0 is what stands before the first."""
+    if section in ("0", "C.0"):
+        return "Preface"
+    return section if section.startswith("C") else f"§ {section}"
+
+
+def section_anchor(section: str) -> str:
+    """The anchor of a section on the page of its document."""
+    return nodes.make_id(f"section-{section.replace('.', '-')}")
 
 
 class ErrataTable(DataTable):
@@ -130,10 +223,13 @@ class ErrataTable(DataTable):
 
     def run(self) -> list[nodes.Node]:
         """Make the table."""
+        path = Path(self.env.srcdir) / self.config.companion_data / SourceTopics.file
+        topics = read_rows(path, ("id", "document")) if path.is_file() else []
+        known = {(row["document"], section_of(row["id"])) for row in topics}
         body = [
             [
                 self.anchored(row["number"], nodes.make_id(row["number"])),
-                self.inline(row["where"]),
+                self.where(row["where"], known),
                 self.inline(row["says"]),
                 self.inline(row["correct"]),
                 self.inline(row["source"]),
@@ -143,6 +239,23 @@ class ErrataTable(DataTable):
         ]
         head = ["No.", "Where", "The source says", "Correct is", "Reference", "Home"]
         return [table(head, body, classes=["wide", "errata"])]
+
+    def where(self, text: str, known: set[tuple[str, str]]) -> list[nodes.Node]:
+        """Link each place that a correction names to the page of its document."""
+        made: list[nodes.Node] = []
+        for piece in text.split("; "):
+            made += [nodes.Text("; ")] if made else []
+            name, _, rest = piece.partition(" ")
+            there = document_page(self.config.companion_sources, name)
+            if there not in self.env.found_docs:
+                made.append(nodes.Text(piece))
+                continue
+            found = re.match(r"§*(C?[\d.]*\d)", rest)
+            section = found[1] if found else ""
+            anchor = f"#{section_anchor(section)}" if (name, section) in known else ""
+            uri = self.env.app.builder.get_relative_uri(self.env.docname, there)
+            made.append(nodes.reference("", piece, refuri=uri + anchor, internal=True))
+        return made
 
 
 class GlossaryTable(DataTable):
@@ -177,5 +290,6 @@ def setup(app: Sphinx) -> None:
     """Register the directives."""
     app.add_config_value("companion_data", "book/_data", "env")
     app.add_directive("source-topics", SourceTopics)
+    app.add_directive("source-document", SourceDocument)
     app.add_directive("errata-table", ErrataTable)
     app.add_directive("glossary-table", GlossaryTable)
