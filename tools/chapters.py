@@ -220,6 +220,7 @@ def kernel_environment(root: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TQDM_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "COMPANION_FIGURES": "svg",  # beside the pictures, the drawings that the pages are made from
         "COLUMNS": "80",
         # A waiting thread sleeps instead of spinning: on a busy machine that is many times faster.
         "OMP_WAIT_POLICY": "passive",

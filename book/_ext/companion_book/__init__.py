@@ -10,6 +10,7 @@ It reads what the chapters' run left behind and never runs anything itself:
 - ``unique_ids`` keeps the ids of a page unique;
 - ``line_breaks`` keeps punctuation beside its formula;
 - ``search`` ranks results and finds Chinese; ``chinese`` says what language a text is in;
+- ``pictures`` puts figures into the page, in the colors of its theme;
 - ``accessible`` mends markup that screen readers stumble over;
 - ``publish`` writes what lies beside the pages: a map of the site, cards, one file of it all;
 - ``assets`` serves MathJax and the style sheet from the book itself.
@@ -29,6 +30,7 @@ from . import (
     facts,
     ledger,
     line_breaks,
+    pictures,
     plan,
     publish,
     reference,
@@ -53,6 +55,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         chinese,
         unique_ids,
         line_breaks,
+        pictures,
         publish,
     ):
         part.setup(app)
