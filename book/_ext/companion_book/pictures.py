@@ -87,18 +87,27 @@ def dark_picture(address: str) -> str:
 
 def join_letters(text: ET.Element) -> None:
     """Join the letters of a formula, which Matplotlib places one by one, to pieces of a line."""
-    last: ET.Element | None = None
-    for span in list(text):
-        same = last is not None and all(
-            span.get(name) == last.get(name) for name in ("y", "style")
-        )
-        if same and last is not None:
-            last.text = (last.text or "") + (span.text or "")
-            text.remove(span)
+    letters = sorted(text, key=lambda letter: float(letter.get("x", "0")))
+    for letter in letters:
+        text.remove(letter)
+        letter.tail = None
+        last = text[-1] if len(text) else None
+        if last is not None and all(letter.get(n) == last.get(n) for n in ("y", "style")):
+            last.text = (last.text or "") + (letter.text or "")
         else:
-            last = span
-        span.tail = None
-    text.text = None
+            text.append(letter)
+    if len(text):
+        text.text = None
+
+
+def tighten(root: ET.Element) -> None:
+    """Take out the white space that only lays out the file, and what a path has too much of."""
+    for element in root.iter():
+        if element.tag not in ("text", "tspan"):
+            element.text = None
+        element.tail = None
+        if (path := element.get("d")) is not None:
+            element.set("d", " ".join(path.split()))
 
 
 def rename(root: ET.Element, prefix: str) -> None:
@@ -170,6 +179,7 @@ def page_drawing(svg: str, description: str) -> str:
     for group in parts.values():
         for part in group:
             restyle(part)
+    tighten(root)
     rename(root, prefix)
     rows, number = [], 0
     for row in root.get("data-panels", "").split(";"):
@@ -178,7 +188,6 @@ def page_drawing(svg: str, description: str) -> str:
             x, y, width, height = (float(value) for value in panel.split())
             inside = [*(shared if number == 0 else ()), *parts.get(number, ())]
             content = "".join(ET.tostring(part, encoding="unicode") for part in inside)
-            content = re.sub(r"\s*\n\s*", " ", content).replace("> <", "><")
             size = f"--w: {width:g}; aspect-ratio: {width:g} / {height:g}"
             boxes.append(
                 f'<svg class="panel" viewBox="{x:g} {y:g} {width:g} {height:g}" style="{size}"'
