@@ -14,9 +14,8 @@ from .conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
-from companion_book import pictures  # noqa: E402
-
-from companion.core import figures  # noqa: E402
+from companion.core import figures
+from companion_book import pictures
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,9 @@ def test_each_panel_holds_its_own_letters(page: BeautifulSoup) -> None:
 def test_letters_of_a_formula_are_joined_in_the_order_in_which_they_stand(
     page: BeautifulSoup,
 ) -> None:
-    pieces = [span.get_text().replace("\xa0", " ") for span in page.select("svg.panel")[2].select("tspan")]
+    pieces = [
+        span.get_text().replace("\xa0", " ") for span in page.select("svg.panel")[2].select("tspan")
+    ]
     assert pieces == ["2/", "β", " rate"]
 
 

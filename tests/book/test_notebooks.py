@@ -258,7 +258,9 @@ def test_facts_are_dropped_and_chinese_and_listings_stay(write: Write) -> None:
 
 
 def test_figures_have_captions_and_descriptions(write: Write) -> None:
-    picture = nbformat.v4.new_output("display_data", data={"image/png": "AAAA", "image/svg+xml": "<svg>"})
+    picture = nbformat.v4.new_output(
+        "display_data", data={"image/png": "AAAA", "image/svg+xml": "<svg>"}
+    )
     text = (
         '```{code-cell} ipython3\n---\nmystnb:\n  code_prompt_show: "The figure\'s code"\n'
         "  figure:\n    caption: |\n      It falls, {cite}`one2001`,\n      by {eq}`eq:a`.\n"

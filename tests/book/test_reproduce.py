@@ -21,8 +21,8 @@ CELLS = (
     f"display({{'text/plain': 'ok', '{RECORD}': {{'label': 'eq:a', 'error': 1e-9}}}}, raw=True)",
     "fig, ax = plt.subplots(figsize=(1, 1))\nax.plot([1, 2]);",
     "display(Math('x^2'))",
-    "from companion.core import figures\nfigures.style()\n"
-    "fig, ax = plt.subplots(figsize=(1, 1))\nax.plot([1, 2], label='a')\nax.legend();",
+    """from companion.core import figures\nfigures.style()
+fig, ax = plt.subplots(figsize=(1, 1))\nax.plot([1, 2], label='a')\nax.legend();""",
     "# tagged below\nimport time; print(time.time_ns())",
 )
 
@@ -93,7 +93,14 @@ def test_a_second_execution_reproduces_the_first(executed: tuple[Path, Path]) ->
 
 @pytest.mark.parametrize(
     ("alter", "cell"),
-    [(alter_text, 1), (alter_record, 2), (alter_figure, 3), (alter_latex, 4), (alter_drawing, 5), (drop_output, 1)],
+    [
+        (alter_text, 1),
+        (alter_record, 2),
+        (alter_figure, 3),
+        (alter_latex, 4),
+        (alter_drawing, 5),
+        (drop_output, 1),
+    ],
 )
 def test_one_altered_output_is_found(
     executed: tuple[Path, Path], alter: Callable[[list[NotebookNode]], None], cell: int

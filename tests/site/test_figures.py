@@ -46,7 +46,8 @@ for (const panel of document.querySelectorAll(".drawing svg.panel")) {
   for (const part of panel.querySelectorAll("path, rect, polygon")) {
     const style = getComputedStyle(part), box = part.getBoundingClientRect();
     const share = (box.width * box.height) / (all.width * all.height);
-    const shown = part.closest("defs") === null && style.fill !== "none" && +style.fillOpacity > 0.5;
+    const filled = style.fill !== "none" && +style.fillOpacity > 0.5;
+    const shown = filled && part.closest("defs") === null;
     if (shown && share > 0.1 && lightness(style.fill) > 0.85) {
       wrong.push(`a light area of ${Math.round(100 * share)} %: ${style.fill}`);
     }
@@ -139,14 +140,15 @@ def channels(color: str) -> list[float]:
 
 def luminance(color: str) -> float:
     return sum(
-        share * value for share, value in zip((0.2126, 0.7152, 0.0722), channels(color), strict=True)
+        share * value
+        for share, value in zip((0.2126, 0.7152, 0.0722), channels(color), strict=True)
     )
 
 
 def palette(theme: str) -> dict[str, str]:
     """Read the colors of figures from the style sheet."""
     sheet = (ROOT / "book" / "_static" / "book.css").read_text(encoding="utf-8")
-    blocks = [block for block in re.findall(r"([^{}]+)\{([^{}]*--figure-[^{}]*)\}", sheet)]
+    blocks = re.findall(r"([^{}]+)\{([^{}]*--figure-[^{}]*)\}", sheet)
     body = next(body for head, body in blocks if ('"dark"' in head) == (theme == "dark"))
     return dict(re.findall(r"--figure-(\w+): (#\w+);", body))
 

@@ -125,9 +125,7 @@ def rename(root: ET.Element, prefix: str) -> None:
             elif value[1:] in new and value.startswith("#"):
                 element.set(key, f"#{new[value[1:]]}")
             elif "url(#" in value:
-                element.set(
-                    key, re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{new[m[1]]})", value)
-                )
+                element.set(key, re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{new[m[1]]})", value))
 
 
 def restyle(part: ET.Element) -> None:
@@ -136,7 +134,7 @@ def restyle(part: ET.Element) -> None:
     Numbers that stand on the cells of a heat map keep their colors, as its cells do.
     """
     fixed: set[ET.Element] = set()
-    pictures = [element for element in part.iter("image")]
+    pictures = list(part.iter("image"))
     if pictures and not part.get("id", "").endswith("-light"):
         for child in part:
             if child.get("id", "").startswith("text_"):
