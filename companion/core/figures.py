@@ -189,8 +189,8 @@ def _label_all(figure: Any) -> list[Callable[[], object]]:
             if not axis.label.get_text():
                 getattr(ax, f"set_{name}label")(said)
                 undo.append(partial(getattr(ax, f"set_{name}label"), ""))
-            ax.tick_params(axis=name, **{side: True})
-            undo.append(partial(ax.tick_params, axis=name, **{side: False}))
+            ax.tick_params(axis=name, which="both", **{side: True})
+            undo.append(partial(ax.tick_params, axis=name, which="both", **{side: False}))
     return undo
 
 

@@ -65,7 +65,7 @@ def test_letters_of_a_formula_are_joined_in_the_order_in_which_they_stand(
     pieces = [
         span.get_text().replace("\xa0", " ") for span in page.select("svg.panel")[2].select("tspan")
     ]
-    assert pieces == ["2/", "β", " rate"]
+    assert pieces == ["2", "/", "β", " rate"]
 
 
 def test_colors_of_the_book_become_variables_and_grays_mixtures(page: BeautifulSoup) -> None:

@@ -36,6 +36,7 @@ NAMES = {
     "#ffffff": "ground",
 }
 INK, WHITE = 0x1A, 0xFF
+SIGN = re.compile(r"[^\w\s.,'’()-]")
 COLOR = re.compile(r"(?<![\w(])#[0-9a-f]{6}\b")
 
 
@@ -92,7 +93,9 @@ def join_letters(text: ET.Element) -> None:
         text.remove(letter)
         letter.tail = None
         last = text[-1] if len(text) else None
-        if last is not None and all(letter.get(n) == last.get(n) for n in ("y", "style")):
+        same = last is not None and all(letter.get(n) == last.get(n) for n in ("y", "style"))
+        # Signs such as × have space around them, which a joined line would not have.
+        if same and last is not None and not SIGN.search(f"{last.text}{letter.text}"):
             last.text = (last.text or "") + (letter.text or "")
         else:
             text.append(letter)
