@@ -33,6 +33,7 @@ def svg() -> str:
         left.axhline(0.1, color="0.6")
         right.imshow([[0.0, 1.0], [2.0, 3.0]], cmap="Blues")
         right.text(0, 0, "seven", color="white")
+        right.set(title="a map")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center")
         drawing = figures.svg(figure)
         plt.close(figure)
@@ -108,8 +109,9 @@ def test_a_heat_map_from_white_has_a_version_for_the_night(page: BeautifulSoup) 
 def test_numbers_on_a_heat_map_that_stays_keep_their_color(svg: str) -> None:
     drawing = pictures.page_drawing(svg.replace("-light", ""), "A falling line")
     assert "figure-night" not in drawing
-    number = BeautifulSoup(drawing, "html.parser").find(string="seven").parent
-    assert "#ffffff" in str(number)
+    soup = BeautifulSoup(drawing, "html.parser")
+    assert "#ffffff" in str(soup.find(string="seven").parent)
+    assert "var(--figure-ink)" in str(soup.find(string="a map").parent)
 
 
 def test_the_night_turns_lightness_around_and_keeps_the_hue() -> None:

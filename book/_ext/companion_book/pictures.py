@@ -140,7 +140,9 @@ def restyle(part: ET.Element) -> None:
     pictures = list(part.iter("image"))
     if pictures and not part.get("id", "").endswith("-light"):
         for child in part:
-            if child.get("id", "").startswith("text_"):
+            # Its title is in ink, and numbers are black or white.
+            ink = "#1a1a1a" in ET.tostring(child, encoding="unicode")
+            if child.get("id", "").startswith("text_") and not ink:
                 fixed.update(child.iter())
     for element in part.iter():
         style = element.get("style")
