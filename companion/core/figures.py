@@ -26,7 +26,7 @@ INK = "#1A1A1A"
 PHONE = 0.8
 
 # Drawings of more characters than this are shown as pictures.
-HEAVY = 150_000
+HEAVY = 120_000
 
 
 def size(width: float = 1.0, ratio: float = 0.56) -> tuple[float, float]:
