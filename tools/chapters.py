@@ -220,6 +220,8 @@ def kernel_environment(root: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TQDM_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # Beside each picture the drawing that the page is made from.
+        "COMPANION_FIGURES": "svg",
         "COLUMNS": "80",
         # A waiting thread sleeps instead of spinning: on a busy machine that is many times faster.
         "OMP_WAIT_POLICY": "passive",

@@ -503,6 +503,8 @@ class Page:
             output = nbformat.from_dict(json.loads(json.dumps(output)))
             if RECORD in output.get("data", {}):
                 del output.data[RECORD]
+            if "image/png" in output.get("data", {}):  # the drawing is for the pages
+                output.data.pop("image/svg+xml", None)
             outputs.append(output)
         alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
         for output in outputs:

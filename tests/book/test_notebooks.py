@@ -273,7 +273,9 @@ def test_facts_are_dropped_and_chinese_and_listings_stay(write: Write) -> None:
 
 
 def test_figures_have_captions_and_descriptions(write: Write) -> None:
-    picture = nbformat.v4.new_output("display_data", data={"image/png": "AAAA"})
+    picture = nbformat.v4.new_output(
+        "display_data", data={"image/png": "AAAA", "image/svg+xml": "<svg>"}
+    )
     text = (
         '```{code-cell} ipython3\n---\nmystnb:\n  code_prompt_show: "The figure\'s code"\n'
         "  figure:\n    caption: |\n      It falls, {cite}`one2001`,\n      by {eq}`eq:a`.\n"
@@ -283,7 +285,7 @@ def test_figures_have_captions_and_descriptions(write: Write) -> None:
     notebook = write(text, [picture])
     (cell,) = code(notebook)
     assert cell.metadata == {"jupyter": {"source_hidden": True}, "cellView": "form"}
-    assert cell.outputs[0].data["image/png"] == "AAAA"
+    assert cell.outputs[0].data == {"image/png": "AAAA"}
     assert cell.outputs[0].metadata["image/png"]["alt"] == "A falling line"
     said = prose(notebook)
     assert "*The figure's code*" in said

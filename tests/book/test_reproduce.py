@@ -21,6 +21,8 @@ CELLS = (
     f"display({{'text/plain': 'ok', '{RECORD}': {{'label': 'eq:a', 'error': 1e-9}}}}, raw=True)",
     "fig, ax = plt.subplots(figsize=(1, 1))\nax.plot([1, 2]);",
     "display(Math('x^2'))",
+    """from companion.core import figures\nfigures.style()
+fig, ax = plt.subplots(figsize=(1, 1))\nax.plot([1, 2], label='a')\nax.legend();""",
     "# tagged below\nimport time; print(time.time_ns())",
 )
 
@@ -56,6 +58,12 @@ def alter_latex(cells: list[NotebookNode]) -> None:
     cells[4].outputs[0].data["text/latex"] = "$\\displaystyle x^3$"
 
 
+def alter_drawing(cells: list[NotebookNode]) -> None:
+    drawing = cells[5].outputs[0].data["image/svg+xml"]
+    assert drawing.startswith("<svg data-panels=")
+    cells[5].outputs[0].data["image/svg+xml"] = drawing.replace(">a<", ">b<", 1)
+
+
 def drop_output(cells: list[NotebookNode]) -> None:
     cells[1].outputs = []
 
@@ -85,7 +93,14 @@ def test_a_second_execution_reproduces_the_first(executed: tuple[Path, Path]) ->
 
 @pytest.mark.parametrize(
     ("alter", "cell"),
-    [(alter_text, 1), (alter_record, 2), (alter_figure, 3), (alter_latex, 4), (drop_output, 1)],
+    [
+        (alter_text, 1),
+        (alter_record, 2),
+        (alter_figure, 3),
+        (alter_latex, 4),
+        (alter_drawing, 5),
+        (drop_output, 1),
+    ],
 )
 def test_one_altered_output_is_found(
     executed: tuple[Path, Path], alter: Callable[[list[NotebookNode]], None], cell: int

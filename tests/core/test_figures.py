@@ -1,6 +1,7 @@
 """Figures: colors that can be told apart on white, sizes that fit the page."""
 
 import itertools
+import re
 
 import pytest
 
@@ -47,3 +48,103 @@ def test_style_is_applied_and_sizes_are_checked():
         assert mpl.rcParams["axes.prop_cycle"].by_key()["color"] == list(figures.COLORS)
     with pytest.raises(ValueError, match=r"0 < width <= 1"):
         figures.size(1.5)
+
+
+def drawn(shape=(1, 2), **options):
+    """A small figure with a legend, and what the book makes of it."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    with mpl.rc_context():
+        figures.style()
+        figure, axes = plt.subplots(*shape, figsize=figures.size(1.0, 0.5), **options)
+        for i, ax in enumerate(axes.flat):
+            ax.plot([1, 2, 4], [i, 2, 3], label="a curve")
+            ax.set(xlabel=f"time {i}", title=f"panel {i}")
+        axes.flat[0].set(ylabel="height")
+        yield figure, axes
+        plt.close(figure)
+
+
+def boxes(drawing):
+    rows = re.match(r'<svg data-panels="([^"]*)"', drawing)[1].split(";")
+    return [[[float(n) for n in box.split()] for box in row.split(",")] for row in rows]
+
+
+def test_the_same_figure_gives_the_same_drawing_and_stays_as_it_was():
+    texts = []
+    for _ in range(2):
+        for figure, axes in drawn(sharey=True):
+            texts.append(figures.svg(figure))
+            assert axes[1].get_ylabel() == ""
+            assert axes[1].get_gid() is None
+            assert axes[1].yaxis.get_tick_params()["labelleft"] is False
+            assert figures.svg(figure) == texts[-1]
+    assert texts[0] == texts[1]
+
+
+def test_text_of_a_drawing_is_text_and_no_date_is_in_it():
+    for figure, _ in drawn():
+        drawing = figures.svg(figure)
+        assert ">panel 0</text>" in drawing
+        assert "<metadata" not in drawing
+
+
+def test_panels_partition_the_width_of_their_row():
+    for figure, _ in drawn(shape=(2, 3)):
+        rows = boxes(figures.svg(figure))
+        assert [len(row) for row in rows] == [3, 3]
+        for row in rows:
+            for one, other in itertools.pairwise(row):
+                assert one[0] + one[2] == pytest.approx(other[0], abs=0.2)
+                assert one[1] == other[1]
+        assert rows[0][0][1] < rows[1][0][1]
+
+
+def test_a_legend_of_the_figure_is_a_row_of_its_own():
+    for figure, axes in drawn():
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center")
+        assert [len(row) for row in boxes(figures.svg(figure))] == [1, 2]
+
+
+def test_a_color_bar_belongs_to_its_picture():
+    for figure, axes in drawn():
+        shown = axes[0].imshow([[0.0, 1.0], [2.0, 3.0]])
+        figure.colorbar(shown, ax=axes[0])
+        assert [len(row) for row in boxes(figures.svg(figure))] == [2]
+
+
+def test_axes_that_overlap_are_one_panel():
+    for figure, axes in drawn():
+        axes[0].twinx().plot([3, 1])
+        assert [len(row) for row in boxes(figures.svg(figure))] == [2]
+
+
+def test_a_figure_with_a_title_is_not_taken_apart():
+    for figure, _ in drawn():
+        figure.suptitle("both")
+        assert [len(row) for row in boxes(figures.svg(figure))] == [1]
+
+
+def test_panels_show_the_labels_that_they_share():
+    for figure, axes in drawn(sharey=True):
+        axes[0].set_yticks([1, 2], ["low", "high"])
+        drawing = figures.svg(figure)
+        assert drawing.count(">low</text>") == 2
+        assert drawing.count(">height</text>") == 2
+
+
+def test_only_pictures_with_a_white_ground_are_marked():
+    for figure, axes in drawn():
+        axes[0].imshow([[0.0, 1.0], [2.0, 3.0]], cmap="Blues")
+        axes[1].imshow([[0.0, 1.0], [2.0, 3.0]], cmap="cividis")
+        names = re.findall(r'id="(panel-[^"]*)"', figures.svg(figure))
+        assert names == ["panel-0-0-light", "panel-1-0"]
+
+
+def test_a_heavy_figure_has_no_drawing():
+    for figure, axes in drawn():
+        axes[0].plot(range(5000), [i % 7 for i in range(5000)], "o")
+        assert figures.svg(figure) is None

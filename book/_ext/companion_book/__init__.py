@@ -15,6 +15,7 @@ It reads what the chapters' run left behind and never runs anything itself:
 - ``alphabet`` makes the index;
 - ``previews`` shows what a link means before it is followed;
 - ``search`` ranks results and finds Chinese; ``chinese`` says what language a text is in;
+- ``pictures`` puts figures into the page, in the colors of its theme;
 - ``accessible`` mends markup that screen readers stumble over;
 - ``launch`` says where a page can be run and mended, and how it is licensed;
 - ``publish`` writes what lies beside the pages: a map of the site, cards, one file of it all;
@@ -37,6 +38,7 @@ from . import (
     launch,
     ledger,
     line_breaks,
+    pictures,
     plan,
     previews,
     publish,
@@ -71,6 +73,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         line_breaks,
         previews,
         launch,
+        pictures,
         publish,
     ):
         part.setup(app)
