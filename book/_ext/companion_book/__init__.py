@@ -10,6 +10,7 @@ It reads what the chapters' run left behind and never runs anything itself:
 - ``unique_ids`` keeps the ids of a page unique;
 - ``line_breaks`` keeps punctuation beside its formula;
 - ``search`` ranks results and finds Chinese; ``chinese`` says what language a text is in;
+- ``interactive`` places figures that move;
 - ``accessible`` mends markup that screen readers stumble over;
 - ``publish`` writes what lies beside the pages: a map of the site, cards, one file of it all;
 - ``assets`` serves MathJax and the style sheet from the book itself.
@@ -27,6 +28,7 @@ from . import (
     bibliography,
     chinese,
     facts,
+    interactive,
     ledger,
     line_breaks,
     plan,
@@ -48,6 +50,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         ledger,
         facts,
         tables,
+        interactive,
         reference,
         search,
         chinese,
