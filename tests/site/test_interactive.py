@@ -248,6 +248,25 @@ def test_motion_is_not_offered_to_those_who_want_none(
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
+def test_a_figure_that_fails_leaves_its_sentence(
+    site: Path, browser: webdriver.Chrome, server: str
+) -> None:
+    visit(browser, server + FIGURES["temperature"], 1440)
+    left, told = browser.execute_script(
+        "const root = document.createElement('figure');"
+        "root.className = 'interactive'; root.dataset.figure = 'broken';"
+        'root.innerHTML = \'<div class="interactive-stage"><p>a sentence</p></div>'
+        '<script type="application/json">null</script>\';'
+        "document.body.append(root);"
+        "let told = '';"
+        "try { Interactive.define('broken', () => { throw new Error('on purpose'); }); }"
+        "catch (error) { told = error.message; }"
+        "return [root.textContent, told];"
+    )
+    assert told == "on purpose"
+    assert left.startswith("a sentence")
+
+
 # --- the numbers --------------------------------------------------------------------------------
 
 

@@ -10,7 +10,6 @@
 (function () {
   "use strict";
   const SVG = "http://www.w3.org/2000/svg";
-  const INK = "var(--pst-color-text-base)";
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
 
   function color(number) {
@@ -394,13 +393,19 @@
 
   function define(name, build) {
     for (const root of document.querySelectorAll(`figure.interactive[data-figure="${name}"]`)) {
+      const kept = [...root.querySelector(".interactive-stage").childNodes];
       const figure = new Figure(root);
       root.figure = figure;
-      build(figure);
+      try {
+        build(figure);
+      } catch (error) {
+        figure.stage.replaceChildren(...kept);
+        throw error;
+      }
     }
   }
 
   window.Interactive = {
-    define, make, color, format, scientific, range, sum, logsumexp, softmax, entropy, bytes, INK,
+    define, make, color, format, scientific, range, sum, logsumexp, softmax, entropy, bytes,
   };
 })();

@@ -1,6 +1,6 @@
 // Four optimizers on one valley, L = (x² + κ y²) / 2: their paths, and the loss by step.
 Interactive.define("optimizer", (figure) => {
-  const { color, format, range } = Interactive;
+  const { color, format, range, scientific } = Interactive;
   const start = [-4, 1.5], most = 80;
   const method = figure.choice({
     name: "method", label: "Optimizer", value: 1, options: ["gradient descent", "momentum", "Nesterov", "Adam"],
@@ -57,8 +57,8 @@ Interactive.define("optimizer", (figure) => {
     curve.axes({ x: [0, most], y: [1e-8, 1e4], yLog: true, xLabel: "step", yLabel: "loss", height: 180 });
     curve.line(path.map((theta, t) => [t, Math.max(loss(theta), 1e-9)]), { stroke: color(0) });
     curve.dot(steps.value, Math.min(Math.max(loss(now), 1e-8), 1e4), { fill: color(1) });
-    curve.say(`The loss by step, now ${loss(now).toExponential(2)}.`);
-    said(`η = ${format(lr, 4)}. After ${steps.value} steps the loss is ${loss(now).toExponential(2)}, from ${format(loss(start), 1)}.`);
+    curve.say(`The loss by step, now ${scientific(loss(now))}.`);
+    said(`η = ${format(lr, 4)}. After ${steps.value} steps the loss is ${scientific(loss(now))}, from ${format(loss(start), 1)}.`);
     return { path, lr, loss: loss(now) };
   });
 });
