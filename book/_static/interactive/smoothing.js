@@ -4,7 +4,7 @@ Interactive.define("smoothing", (figure) => {
   const eps = figure.slider({ name: "eps", label: "Smoothing ε", min: 0, max: 0.5, step: 0.01, value: 0.1 });
   const classes = figure.slider({
     name: "K", label: "Number of classes K", min: 1, max: 16, step: 1, value: 3,
-    map: (v) => (v === 3 ? 10 : 2 ** v), show: String,
+    map: (v) => (v === 3 ? 10 : 2 ** v), show: String, // powers of two, with the ten digits for 8
   });
   const gap = figure.slider({ name: "gap", label: "Gap between the logits", min: -4, max: 20, step: 0.05, value: 2 });
   const chart = figure.chart({ label: "", wide: true });
