@@ -448,6 +448,10 @@ class Page:
             heading = self.target(label).text if label else self.unlabeled[kind].pop(0)
             heading += f" ({self.inline(title)})" if title else ""
             return quote(f"{heading}.", self.inside(text))
+        if name == "interactive":
+            where = self.book.link("page of the book", self.chapter.name, f"try-{title}")
+            told = f"On the {where} a figure stands here that moves. What it is for:"
+            return quote("Interactive figure.", f"{told}\n\n{self.inside(text)}")
         if name in ("admonition", "note", "tip", "warning", "important", "seealso"):
             heading = self.inline(title) if name == "admonition" else name.capitalize()
             if "dropdown" in options.get("class", ""):

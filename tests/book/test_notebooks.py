@@ -183,6 +183,15 @@ def test_notes_are_quotations_and_folded_ones_stay_folded(write: Write) -> None:
     assert "<details>\n<summary>Long</summary>\n\nFolded.\n\n</details>" in said
 
 
+def test_of_a_figure_that_moves_the_caption_stays_and_a_link(write: Write) -> None:
+    text = "```{interactive} some\n:data: try_some\n\n**Try it.** Move $x$.\n```"
+    assert "> On the page of the book a figure stands here that moves." in prose(write(text))
+    config = "sphinx: {config: {companion_site: 'https://example.org/book/'}}\n"
+    said = prose(write(text, config=config))
+    assert "[page of the book](https://example.org/book/book/part/one.html#try-some)" in said
+    assert "> **Try it.** Move $x$." in said
+
+
 def test_exercises_are_numbered_and_solutions_folded(write: Write) -> None:
     said = prose(
         write(

@@ -16,6 +16,7 @@ It reads what the chapters' run left behind and never runs anything itself:
 - ``previews`` shows what a link means before it is followed;
 - ``search`` ranks results and finds Chinese; ``chinese`` says what language a text is in;
 - ``pictures`` puts figures into the page, in the colors of its theme;
+- ``interactive`` places figures that move;
 - ``accessible`` mends markup that screen readers stumble over;
 - ``launch`` says where a page can be run and mended, and how it is licensed;
 - ``publish`` writes what lies beside the pages: a map of the site, cards, one file of it all;
@@ -36,6 +37,7 @@ from . import (
     chinese,
     facts,
     launch,
+    interactive,
     ledger,
     line_breaks,
     pictures,
@@ -63,6 +65,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         facts,
         questions,
         tables,
+        interactive,
         reference,
         uses,
         terms,
