@@ -12,12 +12,30 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from companion.core import check_finite, check_in_range, check_shape, linear_places, wide
+from companion.core import (
+    check_count,
+    check_finite,
+    check_in_range,
+    check_same_shape,
+    check_shape,
+    linear_places,
+    wide,
+)
 
-__all__ = ["input_hessian", "inverse_factor", "linear_layers"]
+__all__ = [
+    "input_hessian",
+    "inverse_factor",
+    "linear_layers",
+    "obd_saliency",
+    "obs_prune",
+    "obs_remove",
+    "obs_saliency",
+    "output_error",
+    "refit",
+]
 
 
 def linear_layers(model: nn.Module, targets: Sequence[str]) -> dict[str, Any]:
@@ -175,9 +193,219 @@ def inverse_factor(
             break
         if damping == 0 or damping > 1e6:
             raise ValueError(
-                f"H is not positive definite with damping {damping}: give some damping, or more rows "
-                "of inputs"
+                f"H is not positive definite with damping {damping}: give some damping, or more "
+                "rows of inputs"
             )
         damping *= 10
     eye = torch.eye(len(H), device=H.device, dtype=torch.float64)
     return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True).to(H.dtype)
+
+
+def output_error(
+    W: Float[Tensor, "d_out d_in"],
+    other: Float[Tensor, "d_out d_in"],
+    H: Float[Tensor, "d_in d_in"],
+) -> Float[Tensor, ""]:
+    r"""Compute the squared error of all outputs on the tokens behind a Hessian.
+
+    .. math::
+
+        \tfrac12 \operatorname{tr}(\delta W\,H\,\delta W^\top) = \lVert X\,\delta W^\top\rVert_F^2
+
+    Args:
+        W: Weights, one row for each output.
+        other: Weights in their place.
+        H: :math:`2 X^\top X`.
+
+    Returns:
+        The sum over outputs and tokens.
+
+    Raises:
+        ValueError: If shapes do not fit.
+
+    Book: :doc:`/book/efficiency/sparsity`
+    """
+    _check_hessian(W, H)
+    check_same_shape("W", W, "other", other)
+    change = other - W
+    return (change @ H * change).sum() / 2
+
+
+def obs_saliency(
+    W: Float[Tensor, "d_out d_in"], inverse: Float[Tensor, "d_in d_in"]
+) -> Float[Tensor, "d_out d_in"]:
+    r"""Compute what it costs to remove each weight alone, if the others of its row adapt.
+
+    .. math:: \delta L_q = \frac{w_q^2}{2\,[H^{-1}]_{qq}}
+
+    Args:
+        W: Weights, one row for each output.
+        inverse: :math:`H^{-1}`.
+
+    Returns:
+        The costs, in the unit of the quadratic form :math:`\tfrac12\delta w H\delta w^\top`.
+
+    Raises:
+        ValueError: If shapes do not fit.
+
+    References:
+        Hassibi and Stork 1992, "Second order derivatives for network pruning: optimal brain
+        surgeon", eq. 5.
+
+    Book: :doc:`/book/efficiency/sparsity`
+    """
+    _check_hessian(W, inverse)
+    return W**2 / (2 * inverse.diagonal())
+
+
+def obd_saliency(
+    W: Float[Tensor, "d_out d_in"], H: Float[Tensor, "d_in d_in"]
+) -> Float[Tensor, "d_out d_in"]:
+    r"""Compute what it costs to remove each weight alone, if the others stay.
+
+    .. math:: \delta L_q = \tfrac12 H_{qq} w_q^2
+
+    Args:
+        W: Weights, one row for each output.
+        H: The Hessian, of which the diagonal is used.
+
+    Returns:
+        The costs, no smaller than those of :func:`obs_saliency`.
+
+    Raises:
+        ValueError: If shapes do not fit.
+
+    References:
+        LeCun, Denker and Solla 1989, "Optimal brain damage", eq. 5.
+
+    Book: :doc:`/book/efficiency/sparsity`
+    """
+    _check_hessian(W, H)
+    return W**2 * H.diagonal() / 2
+
+
+def obs_remove(
+    w: Float[Tensor, " d_in"], inverse: Float[Tensor, "d_in d_in"], q: int
+) -> tuple[Float[Tensor, " d_in"], Float[Tensor, "d_in d_in"]]:
+    r"""Remove one weight of a row, let the others adapt, and take its input out of the inverse.
+
+    .. math::
+
+        \delta w = -\frac{w_q}{[H^{-1}]_{qq}}\,H^{-1}_{q,:} \qquad\qquad
+        H^{-1} \leftarrow H^{-1} - \frac{H^{-1}_{:,q} H^{-1}_{q,:}}{[H^{-1}]_{qq}}
+
+    Args:
+        w: The row.
+        inverse: :math:`H^{-1}` of the weights that are not fixed; rows and columns of others are 0.
+        q: Which weight, from 0.
+
+    Returns:
+        The new row, exactly 0 at ``q``, and the new inverse, exactly 0 in row and column ``q``.
+
+    Raises:
+        ValueError: If ``q`` is no place of the row or was removed before.
+
+    References:
+        Hassibi and Stork 1992, eq. 5; the update of the inverse: Frantar and Alistarh 2022,
+        arXiv:2208.11580, lemma 1.
+
+    Book: :doc:`/book/efficiency/sparsity`
+
+    Example:
+        >>> inverse = torch.tensor([[1.0, -1.0], [-1.0, 2.0]])
+        >>> obs_remove(torch.ones(2), inverse, 1)[0]
+        tensor([1.5000, 0.0000])
+    """
+    _check_hessian(w[None], inverse)
+    check_count("q", q, low=0, high=len(w) - 1)
+    pivot = inverse[q, q]
+    if not bool(pivot > 0):
+        raise ValueError(f"weight {q} cannot be removed: its entry of the inverse is {pivot:.3g}")
+    row = inverse[q] / pivot
+    gone = torch.arange(len(w), device=w.device) == q
+    new = (w - w[q] * row).masked_fill(gone, 0)
+    rest = inverse - inverse[:, q : q + 1] * row
+    return new, rest.masked_fill(gone | gone[:, None], 0)
+
+
+def obs_prune(
+    w: Float[Tensor, " d_in"], H: Float[Tensor, "d_in d_in"], *, count: int
+) -> Float[Tensor, " d_in"]:
+    r"""Remove weights of one row one by one, always the cheapest, and let the others adapt.
+
+    The definition: :func:`obs_saliency` chooses, :func:`obs_remove` removes, and both are
+    recomputed after each step.
+
+    Args:
+        w: The row.
+        H: Positive definite.
+        count: How many weights are removed.
+
+    Returns:
+        The row with ``count`` exact zeros more than it had places that were removed.
+
+    Raises:
+        ValueError: If there are fewer weights, or ``H`` is singular.
+
+    Numerics:
+        :math:`O(\text{count}\cdot d_{in}^2)` after one inverse, for one row.
+        :func:`sparsegpt` does all rows with one factorization.
+
+    References:
+        Frantar and Alistarh 2022, arXiv:2208.11580, algorithm 1.
+
+    Book: :doc:`/book/efficiency/sparsity`
+
+    Example:
+        >>> obs_prune(torch.ones(2), torch.tensor([[2.0, 1.0], [1.0, 1.0]]), count=1)
+        tensor([1.5000, 0.0000])
+    """
+    check_count("count", count, low=0, high=len(w))
+    U = inverse_factor(H, damping=0.0)
+    inverse = U.T @ U
+    removed = torch.zeros_like(w, dtype=torch.bool)
+    for _ in range(count):
+        cost = obs_saliency(w[None], inverse)[0].masked_fill(removed, torch.inf)
+        q = int(cost.argmin())
+        w, inverse = obs_remove(w, inverse, q)
+        removed[q] = True
+    return w
+
+
+def refit(
+    W: Float[Tensor, "d_out d_in"],
+    H: Float[Tensor, "d_in d_in"],
+    keep: Bool[Tensor, "d_out d_in"],
+) -> Float[Tensor, "d_out d_in"]:
+    r"""Compute the best weights on a given mask: a least-squares problem for each row.
+
+    .. math:: \min_{w'}\ (w'-w)\,H\,(w'-w)^\top \quad\text{with } w'_q = 0 \text{ where the mask is}
+
+    Args:
+        W: Weights, one row for each output.
+        H: The Hessian.
+        keep: ``True`` for weights that may differ from 0.
+
+    Returns:
+        The weights. No others on this mask have a smaller :func:`output_error`.
+
+    Raises:
+        ValueError: If shapes do not fit.
+
+    Numerics:
+        One solve of the size of a row's kept weights for each row: the exact answer that
+        :func:`sparsegpt` approximates, and far dearer.
+
+    Book: :doc:`/book/efficiency/sparsity`
+    """
+    _check_hessian(W, H)
+    check_same_shape("W", W, "keep", keep)
+    new = torch.zeros_like(W)
+    for row, (w, kept) in enumerate(zip(W, keep, strict=True)):
+        target = (w @ H)[kept]
+        new[row, kept] = torch.linalg.lstsq(H[kept][:, kept], target[:, None]).solution[:, 0]
+    return new
+
+
+def _check_hessian(W: Tensor, H: Tensor) -> None:
+    check_shape("H", H, (W.shape[-1], W.shape[-1]))
