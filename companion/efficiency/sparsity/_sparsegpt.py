@@ -74,7 +74,7 @@ def sparsegpt(
     Example:
         >>> H = torch.tensor([[2.0, 1.0], [1.0, 1.0]])
         >>> sparsegpt(torch.ones(1, 2), H, sparsity=0.5, damping=0.0)
-        (tensor([[1., 0.]]), tensor([[ True, False]]))
+        (tensor([[0., 2.]]), tensor([[False,  True]]))
     """
     check_shape("W", W, (None, None))
     check_shape("H", H, (W.shape[1], W.shape[1]))
