@@ -135,8 +135,9 @@ def load_balance(
     Book: :doc:`/book/efficiency/sparsity`
 
     Example:
-        >>> float(load_balance(route(torch.tensor([[3.0, 1.0], [1.0, 3.0]]), k=1)))
-        1.0
+        >>> even = torch.tensor([[3.0, 1.0], [1.0, 3.0]])
+        >>> print(f"{load_balance(route(even, k=1)):.3f}")
+        1.000
     """
     chosen, p = routing.experts, routing.probabilities
     if real is not None:

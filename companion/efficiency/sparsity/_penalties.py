@@ -85,7 +85,8 @@ def lasso(
     Args:
         X: Inputs.
         y: Targets.
-        strength: :math:`\lambda`, 0 or more. From :math:`\max_j |X^\top y|_j/n` on the minimum is 0.
+        strength: :math:`\lambda`, 0 or more. From :math:`\max_j |X^\top y|_j/n` on the minimum is
+            0.
         steps: How many.
 
     Returns:

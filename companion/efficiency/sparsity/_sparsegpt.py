@@ -1,6 +1,6 @@
 """Pruning trained models in one shot: SparseGPT, and one loop for all methods."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from companion.core import check_count, check_in_range, check_same_shape, check_shape, linear_places
 from companion.efficiency.sparsity._masks import (
     _grouped,
-    magnitude_mask,
     nm_mask,
     top_mask,
     wanda_scores,
@@ -134,6 +133,7 @@ def prune_(
         model: A model whose layers are ``model.blocks``, such as a
             :class:`~companion.transformer.block.Decoder`.
         batches: What the model is called with, such as rows of token ids without padding.
+            Magnitudes need none.
         method: ``"magnitude"`` compares within a matrix, ``"wanda"`` within a row, and
             ``"sparsegpt"`` within a block of inputs; the last also changes the weights that stay.
         sparsity: Share of weights that go, of each matrix.
@@ -173,8 +173,10 @@ def prune_(
         raise ValueError(f"none of {', '.join(targets)} is inside of the blocks")
     if len({id(part) for part in blocks}) < len(blocks):
         raise ValueError("the model's blocks share their parameters: pruning one prunes all")
-    streams = [_entry(model, blocks[0], batch) for batch in batches]
-    if not streams:
+    streams = (
+        [] if method == "magnitude" else [_entry(model, blocks[0], batch) for batch in batches]
+    )
+    if not streams and method != "magnitude":
         raise ValueError("batches must hold one batch or more, got none")
     masks: dict[str, Tensor] = {}
     for number, part in enumerate(blocks):
@@ -182,22 +184,30 @@ def prune_(
         found = {
             path[len(prefix) :]: layer for path, layer in layers.items() if path.startswith(prefix)
         }
-        if found:
+        hessians: Mapping[str, Tensor] = {}
+        if found and method != "magnitude":
             with input_hessian(part, list(_targets(part, found))) as hessians:
                 for x, args, named in streams:
                     part(x, *args, **named)
         for path, layer in found.items():
-            W, H = layer.weight, hessians[path]
+            W = layer.weight
             if method == "sparsegpt":
                 new, mask = sparsegpt(
-                    W, H, sparsity=sparsity, pattern=pattern, block=block, damping=damping
+                    W,
+                    hessians[path],
+                    sparsity=sparsity,
+                    pattern=pattern,
+                    block=block,
+                    damping=damping,
                 )
             else:
-                mask = _mask(W, H, method, sparsity, pattern)
+                scores = W.abs() if method == "magnitude" else wanda_scores(W, hessians[path])
+                mask = _mask(scores, method, sparsity, pattern)
                 new = W * mask
             W.copy_(new)
             masks[prefix + path] = mask
-        streams = [(part(x, *args, **named), args, named) for x, args, named in streams]
+        if method != "magnitude":  # nothing reads the streams there
+            streams = [(part(x, *args, **named), args, named) for x, args, named in streams]
     return masks
 
 
@@ -211,15 +221,10 @@ def _targets(part: nn.Module, found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _mask(
-    W: Tensor, H: Tensor, method: str, sparsity: float, pattern: tuple[int, int] | None
-) -> Tensor:
-    scores = W.abs() if method == "magnitude" else wanda_scores(W, H)
+def _mask(scores: Tensor, method: str, sparsity: float, pattern: tuple[int, int] | None) -> Tensor:
     if pattern is not None:
         return nm_mask(scores, keep=pattern[0], group=pattern[1])
-    if method == "magnitude":
-        return magnitude_mask(W, sparsity=sparsity)
-    return top_mask(scores, sparsity=sparsity, scope="row")
+    return top_mask(scores, sparsity=sparsity, scope="tensor" if method == "magnitude" else "row")
 
 
 class _Stop(Exception):
