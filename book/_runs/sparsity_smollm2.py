@@ -43,7 +43,9 @@ def losses(model: nn.Module, rows: Tensor) -> list[float]:
     return found
 
 
-def compare(*, shares: list[float], calibration: int, width: int, tests: int) -> dict[str, Any]:
+def compare(
+    *, shares: list[float], calibration: int, width: int, tests: int, targets: list[str]
+) -> dict[str, Any]:
     text = smollm2()
     text.model.requires_grad_(False)
     news = [row.document for row in data.xsum()]
@@ -57,7 +59,13 @@ def compare(*, shares: list[float], calibration: int, width: int, tests: int) ->
         for method in ("magnitude", "wanda", "sparsegpt"):
             began = time.perf_counter()
             model = copy.deepcopy(text.model)
-            masks = prune_(model, learn.split(4), method=method, **options)  # type: ignore[arg-type]
+            masks = prune_(
+                model,
+                learn.split(4),
+                method=method,  # type: ignore[arg-type]
+                targets=targets,
+                **options,
+            )
             seconds = time.perf_counter() - began
             gone = sum(int((~mask).sum()) for mask in masks.values())
             total = sum(mask.numel() for mask in masks.values())
@@ -89,6 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--calibration", type=int, default=12, help="rows for the Hessians")
     parser.add_argument("--width", type=int, default=128, help="tokens of a row")
     parser.add_argument("--tests", type=int, default=10, help="rows to be read")
+    parser.add_argument("--targets", nargs="+", default=["blocks.*"], help="which maps")
     options = parser.parse_args(arguments)
     began = time.perf_counter()
     results = compare(
@@ -96,6 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
         calibration=options.calibration,
         width=options.width,
         tests=options.tests,
+        targets=options.targets,
     )
     store("sparsity_smollm2", results, seed=0, seconds=time.perf_counter() - began)
 
