@@ -61,8 +61,8 @@ def compare(
             model = copy.deepcopy(text.model)
             masks = prune_(
                 model,
-                learn.split(4),
-                method=method,  # type: ignore[arg-type]
+                torch.split(learn, 4),
+                method=method,
                 targets=targets,
                 **options,
             )

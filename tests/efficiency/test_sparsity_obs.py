@@ -10,7 +10,6 @@ from companion.core import randn
 from companion.efficiency.sparsity import (
     input_hessian,
     inverse_factor,
-    linear_layers,
     magnitude_mask,
     obd_saliency,
     obs_prune,
@@ -74,16 +73,15 @@ def test_the_hessian_is_seen_through_a_model_and_leaves_no_hook() -> None:
     assert all(not m._forward_pre_hooks for m in model.modules())
 
 
-def test_layers_are_found_by_names_and_refused_by_name() -> None:
-    assert list(linear_layers(small(), ["down"])) == [
-        f"blocks.{i}.feed_forward.down" for i in (0, 1)
-    ]
+def test_shared_layers_are_seen_once_and_names_are_checked() -> None:
     shared = share_blocks_(small())
-    assert list(linear_layers(shared, ["down"])) == ["blocks.0.feed_forward.down"]
+    with input_hessian(shared, ["down"]) as sums:
+        shared(torch.arange(7)[None])
+    assert list(sums) == ["blocks.0.feed_forward.down"]
     with pytest.raises(ValueError, match="the model has no sideways; it has"):
-        linear_layers(small(), ["sideways"])
+        input_hessian(small(), ["sideways"]).__enter__()
     with pytest.raises(ValueError, match="targets must be a list"):
-        linear_layers(small(), "down")
+        input_hessian(small(), "down").__enter__()
 
 
 def test_the_factor_holds_the_inverse_of_every_trailing_block() -> None:

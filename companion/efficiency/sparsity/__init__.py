@@ -34,7 +34,6 @@ from companion.efficiency.sparsity._masks import (
 from companion.efficiency.sparsity._obs import (
     input_hessian,
     inverse_factor,
-    linear_layers,
     obd_saliency,
     obs_prune,
     obs_remove,
@@ -82,7 +81,6 @@ __all__ = [
     "input_hessian",
     "inverse_factor",
     "lasso",
-    "linear_layers",
     "load_balance",
     "magnitude_mask",
     "mixture_by_hand",

@@ -309,7 +309,7 @@ class MixtureOfExperts(HasSites):
         if self.capacity is not None:
             room = math.ceil(self.capacity * self.k * count / experts)
         out = torch.zeros_like(tokens, dtype=gates.dtype)
-        for network, chosen in zip(self.networks, order.split(sizes), strict=True):
+        for network, chosen in zip(self.networks, torch.split(order, sizes), strict=True):
             mine = chosen[:room]
             if len(mine):
                 rows = mine % count

@@ -208,8 +208,8 @@ class BlockLowRankLinear(LinearLike):
         ValueError: If the sizes do not fit.
 
     Numerics:
-        The whole matrix may have full rank: up to :math:`b\,r`. Compare a *block-sparse* matrix,
-        in which blocks are missing.
+        The whole matrix may have a rank of up to :math:`\min(d_{in}, d_{out}, b^2 r)`. Compare a
+        *block-sparse* matrix, in which blocks are missing.
 
     References:
         Amestoy et al. 2015, "Improving multifrontal methods by means of block low-rank
@@ -286,7 +286,7 @@ class BlockLowRankLinear(LinearLike):
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """Apply all blocks and add up their outputs."""
-        parts = x.unflatten(-1, (self.U.shape[0], -1))
+        parts = torch.unflatten(x, -1, (self.U.shape[0], -1))
         low = torch.einsum("...im,ijmr->...ijr", parts, self.U)
         return torch.einsum("...ijr,ijrn->...jn", low, self.V).flatten(-2)
 
@@ -365,7 +365,7 @@ class MonarchLinear(LinearLike):
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """Mix the rows of the table, then its columns."""
-        table = x.unflatten(-1, (len(self.R), -1))
+        table = torch.unflatten(x, -1, (len(self.R), -1))
         table = torch.einsum("...im,imn->...in", table, self.R)
         return torch.einsum("...in,nij->...jn", table, self.L).flatten(-2)
 
@@ -373,7 +373,8 @@ class MonarchLinear(LinearLike):
     def weight(self) -> Float[Tensor, "d d"]:  # type: ignore[override]
         """The matrix, formed, in the layout of ``nn.Linear``."""
         eye = torch.eye(len(self.R) ** 2, device=self.R.device, dtype=self.R.dtype)
-        return self(eye).T
+        made: Tensor = self(eye)
+        return made.T
 
     def extra_repr(self) -> str:
         """Show the size in ``repr``."""

@@ -131,7 +131,7 @@ def global_masks(
             )
         flat = flat.masked_fill(~there, -torch.inf)
     keep = top_mask(flat, sparsity=sparsity)
-    parts = keep.split([value.numel() for value in scores.values()])
+    parts = torch.split(keep, [value.numel() for value in scores.values()])
     return {
         name: part.reshape(value.shape)
         for (name, value), part in zip(scores.items(), parts, strict=True)

@@ -28,7 +28,6 @@ from companion.core import (
 __all__ = [
     "input_hessian",
     "inverse_factor",
-    "linear_layers",
     "obd_saliency",
     "obs_prune",
     "obs_remove",
@@ -198,7 +197,8 @@ def inverse_factor(
             )
         damping *= 10
     eye = torch.eye(len(H), device=H.device, dtype=torch.float64)
-    return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True).to(H.dtype)
+    U: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+    return U.to(H.dtype)
 
 
 def output_error(

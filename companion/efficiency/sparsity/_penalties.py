@@ -196,7 +196,7 @@ class HardConcrete(nn.Module):
         Returns:
             The gates.
         """
-        logit = self.log_alpha
+        logit: Tensor = self.log_alpha
         if generator is not None:
             wide = wide_dtype(logit.dtype)
             u = rand(len(logit), generator=generator, device=logit.device, dtype=wide)

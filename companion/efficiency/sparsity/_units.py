@@ -23,8 +23,9 @@ def unit_norms(layer: FeedForward | GatedFeedForward) -> Float[Tensor, " ff_dim"
     """
     wide = layer.down.weight.shape[1]
     up = layer.gate_up if isinstance(layer, GatedFeedForward) else layer.up
-    reads = up.weight.detach().square().sum(1).unflatten(0, (-1, wide)).sum(0)
-    return (reads + layer.down.weight.detach().square().sum(0)).sqrt()
+    reads = torch.unflatten(up.weight.detach().square().sum(1), 0, (-1, wide)).sum(0)
+    squares: Tensor = reads + layer.down.weight.detach().square().sum(0)
+    return squares.sqrt()
 
 
 def remove_units(
