@@ -34,10 +34,13 @@ SCORE = torch.tensor([1.0, 2.0, 3.0])
 VERSE = [Verse("Jonah", 2, 2, "the hell")]
 
 
+def small_decoder() -> Decoder:
+    return Decoder(TransformerConfig(vocab=7, dim=12, layers=1, heads=3, ff_dim=13, context=5))
+
+
 def lora(f: Any) -> Any:
-    config = TransformerConfig(vocab=7, dim=12, layers=1, heads=3, ff_dim=13, context=5)
     g = torch.Generator().manual_seed(0)
-    return f(Decoder(config), targets="query", rank=2, alpha=1.0, generator=g)
+    return f(small_decoder(), targets="query", rank=2, alpha=1.0, generator=g)
 
 
 def bare(name: str) -> Any:
@@ -79,6 +82,8 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("evaluate_analogies", "questions"): [lambda f: f(TABLE, ["abca"]), lambda f: f(TABLE, "abca")],
     ("evaluate_word_pairs", "first"): [lambda f: f(TABLE, "abc", ["b", "c", "a"], SCORE)],
     ("evaluate_word_pairs", "second"): [lambda f: f(TABLE, ["b", "c", "a"], "abc", SCORE)],
+    ("input_hessian", "targets"): [lambda f: f(small_decoder(), "down").__enter__()],
+    ("prune_", "targets"): [lambda f: f(small_decoder(), [], targets="down")],
     ("replace_linears", "targets"): [
         lambda f: f(torch.nn.Sequential(torch.nn.Linear(2, 3)), "query", lambda m, p: m)
     ],

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from companion.efficiency.sparsity import HardConcrete
 from companion.foundations.embeddings import Schedule, corpus
 from companion.foundations.embeddings import vocabulary as count_words
 from companion.foundations.language_models import NPLMConfig
@@ -53,6 +54,7 @@ def fixed(make: Callable[[], nn.Module]) -> Callable[[], Any]:
 
 a_decoder = fixed(lambda: Decoder(CONFIG).eval())
 an_attention = fixed(lambda: MultiHeadAttention(12, heads=3))
+a_gate = fixed(lambda: HardConcrete(7))
 a_line = fixed(lambda: nn.Linear(7, 5))
 TABLES = {shape: numbers(*shape) for shape in ((3, 5), (5, 7), (11, 3), (23, 5), (3, 64), (17, 17))}
 
@@ -64,6 +66,11 @@ def changed(add: Callable[[nn.Module], object]) -> Callable[[], Any]:
         return model
 
     return make
+
+
+def vars_of(module: nn.Module) -> dict[str, Any]:
+    """Its parameters, each a choice of its own."""
+    return {name: p.detach() for name, p in module.named_parameters()}
 
 
 def corrupted(made: Any, ids: Tensor) -> dict[str, Any]:
@@ -106,6 +113,12 @@ SYMMETRIC = (TABLES[17, 17] + TABLES[17, 17].T).abs()
 CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     "Adapter": lambda f, g: {"weights": f(7, 5, generator=g)},
     "Dropout": lambda f, g: {"mask": f(0.5, generator=g)(torch.ones(3, 17))},
+    "BlockLowRankLinear": lambda f, g: vars_of(f(6, 9, blocks=3, rank=2, generator=g)),
+    "HardConcrete.forward": lambda f, g: {"gates": f(a_gate(), generator=g).detach()},
+    "MonarchLinear": lambda f, g: vars_of(f(9, generator=g)),
+    "RigL": lambda f, g: (
+        f({"w": nn.Parameter(TABLES[17, 17].clone())}, sparsity=0.6, generator=g).masks
+    ),
     "LoRALinear": lambda f, g: {"down": f(a_line(), rank=2, alpha=1.0, generator=g)},
     "NPLM": lambda f, g: {
         name: weight
