@@ -81,7 +81,7 @@ class LatentArray(nn.Module):
             ValueError: If the width is another.
         """
         check_shape("x", x, (None, None, self.dim))
-        z = self.latents.expand(x.shape[0], -1, -1)
+        z: Tensor = self.latents.expand(x.shape[0], -1, -1)
         z = z + self.cross(z, x, mask=None if real is None else padding(real))
         for layer in self.layers:
             z = z + layer(z)

@@ -58,15 +58,15 @@ def hierarchy_levels(n: int, *, leaf: int) -> Integer[Tensor, "n n"]:
 
 
 def hierarchical_attention(
-    Q: Float[Tensor, "batch heads n key"],
-    K: Float[Tensor, "batch kv_heads m key"],
-    V: Float[Tensor, "batch kv_heads m value"],
+    Q: Float[Tensor, "*batch n key"],
+    K: Float[Tensor, "*kv_batch m key"],
+    V: Float[Tensor, "*kv_batch m value"],
     *,
     leaf: int,
     causal: bool = False,
-    real: Bool[Tensor, "batch m"] | None = None,
+    real: Bool[Tensor, "rows m"] | None = None,
     scale: float | None = None,
-) -> Float[Tensor, "batch heads n value"]:
+) -> Float[Tensor, "*batch n value"]:
     r"""Compute attention with exact scores nearby and scores of means far away.
 
     .. math::
@@ -140,11 +140,18 @@ def hierarchical_attention(
             fields.append(_far(q, k, v, exists, leaf, level, causal))
         # One row of scores a query, the levels side by side.
         rows = [S.flatten(2, 3) for S, _ in fields]
-        weights = softmax_or_zero(torch.cat(rows, -1)).split([S.shape[-1] for S in rows], -1)
+        weights = softmax_or_zero(torch.cat(rows, -1))
+        parts = torch.split(weights, [S.shape[-1] for S in rows], -1)
         O = torch.zeros_like(v)  # noqa: E741
-        for part, (S, values) in zip(weights, fields, strict=True):
+        for part, (S, values) in zip(parts, fields, strict=True):
             O = O + (part.view(S.shape) @ values).flatten(2, 3)  # noqa: E741
     return O[:, :, before : before + n].to(Q.dtype)
+
+
+def cut(tensor: Tensor, axis: int, size: int) -> Tensor:
+    """Give an axis of tokens one of blocks before it."""
+    shape = tensor.shape
+    return tensor.reshape(*shape[:axis], -1, size, *shape[axis + 1 :])
 
 
 def _near(
@@ -152,13 +159,13 @@ def _near(
 ) -> tuple[Tensor, Tensor]:
     """Scores of each block of queries with its own and the neighboring blocks of keys."""
     blocks = q.shape[2] // leaf
-    Q = q.unflatten(2, (blocks, leaf))
+    Q = cut(q, 2, leaf)
     sides = (-1, 0) if causal else (-1, 0, 1)
     place = torch.arange(blocks, device=q.device)[:, None] + torch.tensor(sides, device=q.device)
     inside = (place >= 0) & (place < blocks)
     place = place.clamp(0, blocks - 1)
-    keys, values = (t.unflatten(2, (blocks, leaf))[:, :, place].flatten(3, 4) for t in (k, v))
-    readable = exists.unflatten(1, (blocks, leaf))[:, place] & inside[..., None]
+    keys, values = (cut(t, 2, leaf)[:, :, place].flatten(3, 4) for t in (k, v))
+    readable = cut(exists, 1, leaf)[:, place] & inside[..., None]
     allowed = readable.flatten(2)[:, None, :, None]
     if causal:
         i = torch.arange(leaf, device=q.device)
@@ -186,12 +193,10 @@ def _far(
     place = own + torch.where(own % 2 == 0, even, odd)
     inside = (place >= 0) & (place < halves)
     place = place.clamp(0, halves - 1)
-    keys, values = (
-        t.unflatten(2, (halves, coarse))[:, :, place].flatten(3, 4) for t in (keys, values)
-    )
-    size = counts.unflatten(1, (halves, coarse))[:, place]
+    keys, values = (cut(t, 2, coarse)[:, :, place].flatten(3, 4) for t in (keys, values))
+    size = cut(counts, 1, coarse)[:, place]
     size = (size * inside[..., None]).flatten(2)[:, None, :, None]
-    S = q.unflatten(2, (halves, group)) @ keys.mT
+    S = cut(q, 2, group) @ keys.mT
     return S + size.log(), values
 
 

@@ -1,6 +1,6 @@
 """Keys and values made from one small vector a token, which alone is kept (MLA)."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -167,7 +167,7 @@ class MultiHeadLatentAttention(HasSites):
         value_dim: int | None = None,
         query_rank: int | None = None,
         norm_eps: float = 1e-6,
-        form: Literal["auto", "naive", "absorbed"] = "auto",
+        form: str = "auto",
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -183,7 +183,7 @@ class MultiHeadLatentAttention(HasSites):
             raise ValueError(f"form must be 'auto', 'naive' or 'absorbed', got {form!r}")
         self.dim, self.heads, self.rank = dim, heads, rank
         self.head_dim, self.rope_dim, self.value_dim = head_dim, rope_dim, value_dim
-        self.form: str = form
+        self.form = form
         self.scale = (head_dim + rope_dim) ** -0.5
         kind: dict[str, Any] = {"device": device, "dtype": dtype}
         width = heads * (head_dim + rope_dim)

@@ -14,7 +14,7 @@ from companion.transformer.multi_head._attention import Rotation
 class CoarseAttention(MultiHeadAttention):
     """Several heads whose attention is computed by blocks: masks are causality and padding only."""
 
-    sites = ("queries", "keys", "values", "heads")
+    sites: tuple[str, ...] = ("queries", "keys", "values", "heads")
 
     def __init__(self, dim: int, heads: int, *, causal: bool, **rest: Any) -> None:
         super().__init__(dim, heads, **rest)
@@ -55,7 +55,7 @@ class CoarseAttention(MultiHeadAttention):
                     f"{type(self).__name__} cannot take a {what}: use MultiHeadAttention"
                 )
         Q, K, V = self._project(x, None, rotation, cache)
-        real = real_keys(mask, x, K.shape[2], causal=self.causal)
+        real = real_keys(mask, x, K.shape[2], heads=self.heads, causal=self.causal)
         return self._mix(self.site("heads", self._read(x, Q, K, V, real)))
 
     def _read(self, x: Tensor, Q: Tensor, K: Tensor, V: Tensor, real: Tensor | None) -> Tensor:

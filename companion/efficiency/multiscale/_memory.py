@@ -75,7 +75,9 @@ class ConvCompressor(nn.Module):
             raise ValueError(
                 f"the number of tokens must be a multiple of {self.rate}, got {x.shape[1]}"
             )
-        return x.unflatten(1, (-1, self.rate)).flatten(2) @ self.taps.flatten(0, 1)
+        side_by_side = x.reshape(x.shape[0], -1, self.rate * self.dim)
+        squeezed: Tensor = side_by_side @ self.taps.flatten(0, 1)
+        return squeezed
 
 
 class MemoryCompressedAttention(CoarseAttention):
@@ -236,7 +238,7 @@ class CompressiveMemory:
 
 
 def _means(x: Tensor, rate: int) -> Tensor:
-    return x.unflatten(1, (-1, rate)).mean(2)
+    return x.reshape(x.shape[0], -1, rate, x.shape[2]).mean(2)
 
 
 def compressive_range(*, layers: int, memory: int, compressed: int, rate: int) -> int:
@@ -275,7 +277,7 @@ def reconstruction_loss(
     layer: MultiHeadAttention,
     h: Float[Tensor, "batch n dim"],
     old: Float[Tensor, "batch m dim"],
-    squeezed: Float[Tensor, "batch k dim"],
+    squeezed: Float[Tensor, "batch k its_dim"],
 ) -> Float[Tensor, ""]:
     r"""Return by how much squeezing a memory changes what a layer reads from it.
 
@@ -313,9 +315,7 @@ def reconstruction_loss(
     """
     for name, tensor in (("h", h), ("old", old), ("squeezed", squeezed)):
         check_shape(name, tensor, (h.shape[0], None, layer.dim))
-    W_Q, W_K, W_V = (
-        W.detach() for W in (layer.query_matrix, layer.key_matrix, layer.value_matrix)
-    )
+    W_Q, W_K, W_V = (W.detach() for W in (layer.query_matrix, layer.key_matrix, layer.value_matrix))
     Q = h.detach()[:, None] @ W_Q
 
     def read(memory: Tensor) -> Tensor:

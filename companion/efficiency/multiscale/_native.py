@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from companion.core import check_count
@@ -11,21 +11,21 @@ from companion.efficiency.multiscale._layer import CoarseAttention
 from companion.efficiency.multiscale._pooled import block_means, pooled_attention, readable
 from companion.efficiency.multiscale._shared import check_qkv, mix
 from companion.transformer.attention import Mask, attention, padding
-from companion.transformer.attention._dense import each_head, masked_scores, softmax_or_zero
+from companion.transformer.attention._dense import masked_scores, softmax_or_zero
 from companion.transformer.attention._inputs import default_scale
 
 __all__ = ["NativeSparseAttention", "native_sparse_attention", "selected_blocks"]
 
 
 def selected_blocks(
-    Q: Float[Tensor, "batch heads n key"],
-    K: Float[Tensor, "batch kv_heads m key"],
+    Q: Float[Tensor, "*batch n key"],
+    K: Float[Tensor, "*kv_batch m key"],
     *,
     block: int,
     count: int,
-    real: Bool[Tensor, "batch m"] | None = None,
+    real: Bool[Tensor, "rows m"] | None = None,
     scale: float | None = None,
-) -> Bool[Tensor, "batch kv_heads n blocks"]:
+) -> Bool[Tensor, "*kv_batch n blocks"]:
     r"""Return which blocks of keys each query reads in full.
 
     These are its own block, and of the blocks that ended before it the ``count - 1`` whose means
@@ -63,7 +63,7 @@ def selected_blocks(
     before = check_qkv(Q, K, K, causal=True, real=real)
     check_count("block", block)
     check_count("count", count)
-    n, m = Q.shape[2], K.shape[2]
+    n, _m = Q.shape[2], K.shape[2]
     with torch.no_grad():
         keys, counts = block_means(K, size=block, real=real)
         blocks = keys.shape[2]
@@ -76,29 +76,30 @@ def selected_blocks(
         # A mean of fewer tokens weighs less, as in the compressed branch.
         sizes = counts.clamp(min=1).log()[:, None, None]
         S = masked_scores(Q, keys, ended, sizes, default_scale(Q, scale))
-        weights = softmax_or_zero(S).unflatten(1, (K.shape[1], -1)).sum(2)
+        A = softmax_or_zero(S)
+        weights = A.view(A.shape[0], K.shape[1], -1, *A.shape[2:]).sum(2)
         weights = weights.masked_fill(~past, -torch.inf)
         chosen = own.expand(weights.shape)
         most = min(count - 1, blocks)
         if most:
-            order = weights.sort(-1, descending=True, stable=True).indices[..., :most]
+            order = torch.sort(weights, dim=-1, descending=True, stable=True).indices[..., :most]
             best = torch.zeros_like(chosen).scatter(-1, order, True)
             chosen = chosen | (best & past)
     return chosen
 
 
 def native_sparse_attention(
-    Q: Float[Tensor, "batch heads n key"],
-    K: Float[Tensor, "batch kv_heads m key"],
-    V: Float[Tensor, "batch kv_heads m value"],
-    gates: Float[Tensor, "#batch #heads #n 3"],
+    Q: Float[Tensor, "*batch n key"],
+    K: Float[Tensor, "*kv_batch m key"],
+    V: Float[Tensor, "*kv_batch m value"],
+    gates: Float[Tensor, "... branches"],
     *,
     block: int,
     count: int,
     window: int,
-    real: Bool[Tensor, "batch m"] | None = None,
+    real: Bool[Tensor, "rows m"] | None = None,
     scale: float | None = None,
-) -> Float[Tensor, "batch heads n value"]:
+) -> Float[Tensor, "*batch n value"]:
     r"""Mix three causal views of the past: coarse, selected, and near.
 
     .. math:: O = g_1\, O_{\mathrm{cmp}} + g_2\, O_{\mathrm{slc}} + g_3\, O_{\mathrm{win}}
@@ -180,7 +181,7 @@ def _read_selected(
     m = K.shape[2]
     most = min(count, blocks)
     # The chosen blocks of each query, in order; queries with fewer repeat others, masked out.
-    order = (~chosen).to(torch.uint8).sort(-1, stable=True).indices[..., :most]
+    order = torch.sort((~chosen).to(torch.uint8), dim=-1, stable=True).indices[..., :most]
     taken = chosen.gather(-1, order)
     inner = torch.arange(block, device=Q.device)
     place = (order[..., None] * block + inner).flatten(-2)
@@ -192,7 +193,9 @@ def _read_selected(
     b = torch.arange(batch, device=Q.device)[:, None, None, None]
     h = torch.arange(shared, device=Q.device)[:, None, None]
     keys, values = K[b, h, place], V[b, h, place]  # (batch, kv_heads, n, keys read, width)
-    q = Q.unflatten(1, (shared, -1)).transpose(2, 3)  # the heads of a group side by side
+    q = Q.reshape(batch, shared, -1, n, Q.shape[-1]).transpose(
+        2, 3
+    )  # the heads of a group side by side
     # Each query is a small problem of its own: its heads against the keys of its blocks.
     lead = batch * shared * n
     Z = attention(
@@ -241,7 +244,7 @@ class NativeSparseAttention(CoarseAttention):
         torch.Size([2, 7, 12])
     """
 
-    sites = ("queries", "keys", "values", "gates", "heads")
+    sites: tuple[str, ...] = ("queries", "keys", "values", "gates", "heads")
 
     def __init__(
         self, dim: int, heads: int, *, block: int, count: int, window: int, **rest: Any

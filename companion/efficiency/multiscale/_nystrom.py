@@ -13,8 +13,8 @@ __all__ = ["newton_pinverse", "nystrom_attention", "pinverse_residual"]
 
 
 def newton_pinverse(
-    A: Float[Tensor, "*batch m m"], *, iterations: int = 6
-) -> Float[Tensor, "*batch m m"]:
+    A: Float[Tensor, "*batch rows columns"], *, iterations: int = 6
+) -> Float[Tensor, "*batch columns rows"]:
     r"""Approximate the pseudo-inverse of square matrices by products alone.
 
     .. math::
@@ -37,7 +37,8 @@ def newton_pinverse(
 
     Numerics:
         Computed in float32 or better. The start is scaled by the norms of *each* matrix. A matrix
-        of zeros gives zeros.
+        of zeros gives zeros. For a singular matrix, rounding errors outside of its range grow by
+        13/4 a step: tens of steps beyond convergence do harm.
 
     References:
         M. Razavi et al. 2014, Acta Mathematica Scientia 34, 1521 to 1539; used by Y. Xiong et al.
@@ -46,10 +47,10 @@ def newton_pinverse(
     Book: :doc:`/book/efficiency/multiscale`
 
     Example:
-        >>> A = torch.tensor([[2.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
-        >>> newton_pinverse(A, iterations=8)
-        tensor([[ 0.5000, -0.5000],
-                [ 0.0000,  1.0000]], dtype=torch.float64)
+        >>> A = torch.tensor([[2.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+        >>> newton_pinverse(A, iterations=12)
+        tensor([[ 1.0000, -1.0000],
+                [-1.0000,  2.0000]], dtype=torch.float64)
     """
     check_floating("A", A)
     check_count("iterations", iterations, low=0)
@@ -67,7 +68,7 @@ def newton_pinverse(
 
 
 def pinverse_residual(
-    A: Float[Tensor, "*batch m m"], Z: Float[Tensor, "*batch m m"]
+    A: Float[Tensor, "*batch rows columns"], Z: Float[Tensor, "*batch k l"]
 ) -> Float[Tensor, "*batch"]:
     r"""Return how far :math:`Z` is from inverting :math:`A` on its range.
 
@@ -91,20 +92,20 @@ def pinverse_residual(
     """
     if A.shape != Z.shape:
         raise ValueError(f"A and Z must have one shape, got {tuple(A.shape)} and {tuple(Z.shape)}")
-    missing = torch.linalg.matrix_norm(A @ Z @ A - A)
+    missing: Tensor = torch.linalg.matrix_norm(A @ Z @ A - A)
     return missing / torch.linalg.matrix_norm(A)
 
 
 def nystrom_attention(
-    Q: Float[Tensor, "batch heads n key"],
-    K: Float[Tensor, "batch kv_heads m key"],
-    V: Float[Tensor, "batch kv_heads m value"],
+    Q: Float[Tensor, "*batch n key"],
+    K: Float[Tensor, "*kv_batch m key"],
+    V: Float[Tensor, "*kv_batch m value"],
     *,
     landmarks: int,
     iterations: int | None = 6,
-    real: Bool[Tensor, "batch m"] | None = None,
+    real: Bool[Tensor, "rows m"] | None = None,
     scale: float | None = None,
-) -> Float[Tensor, "batch heads n value"]:
+) -> Float[Tensor, "*batch n value"]:
     r"""Approximate attention by way of a few landmarks.
 
     .. math::
@@ -172,7 +173,11 @@ def nystrom_attention(
             factors = [F.nan_to_num(0.0) for F in factors]
             factors[1] = factors[1] * some[:, None, :, None]
         A = factors[1]
-        Z = torch.linalg.pinv(A) if iterations is None else newton_pinverse(A, iterations=iterations)
+        Z = (
+            torch.linalg.pinv(A)
+            if iterations is None
+            else newton_pinverse(A, iterations=iterations)
+        )
         # The small products first: no matrix of n times m entries appears.
         O = factors[0] @ (Z @ (factors[2] @ v))  # noqa: E741
     return O.to(Q.dtype)
@@ -183,7 +188,7 @@ def _segment_means(x: Tensor, segments: int, real: Tensor | None) -> tuple[Tenso
     n = x.shape[2]
     if real is None and n % segments == 0:
         some = torch.ones(1, segments, dtype=torch.bool, device=x.device)
-        return x.unflatten(2, (segments, n // segments)).mean(3), some
+        return x.view(*x.shape[:2], segments, n // segments, -1).mean(3), some
     which = torch.arange(n, device=x.device) * segments // n
     place = torch.arange(segments, device=x.device)[:, None] == which
     share = place[None] if real is None else place & real[:, None]

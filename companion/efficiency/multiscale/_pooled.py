@@ -16,11 +16,11 @@ __all__ = ["PooledAttention", "block_means", "multiscale_attention", "pooled_att
 
 
 def block_means(
-    x: Float[Tensor, "batch heads m width"],
+    x: Float[Tensor, "*batch m width"],
     *,
     size: int,
-    real: Bool[Tensor, "batch m"] | None = None,
-) -> tuple[Float[Tensor, "batch heads blocks width"], Float[Tensor, "#batch blocks"]]:
+    real: Bool[Tensor, "rows m"] | None = None,
+) -> tuple[Float[Tensor, "*batch blocks width"], Float[Tensor, "rows blocks"]]:
     r"""Return the mean of each block of tokens, and how many tokens each mean stands for.
 
     .. math:: \bar x_b = \frac1{c_b} \sum_{j \in b} x_j, \qquad
@@ -51,9 +51,7 @@ def block_means(
         (tensor([2., 5.]), tensor([[2., 1.]]))
     """
     if x.ndim != 4:
-        raise ValueError(
-            f"x must have shape (batch, heads, tokens, width), got {tuple(x.shape)}"
-        )
+        raise ValueError(f"x must have shape (batch, heads, tokens, width), got {tuple(x.shape)}")
     check_floating("x", x)
     check_count("size", size)
     batch, _, m, _ = x.shape
@@ -67,22 +65,22 @@ def block_means(
     if short:
         summed = nn.functional.pad(summed, (0, 0, 0, short))
         counts = nn.functional.pad(counts, (0, short))
-    counts = counts.unflatten(1, (blocks, size)).sum(-1)
-    sums = summed.unflatten(2, (blocks, size)).sum(3)
+    counts = counts.reshape(counts.shape[0], blocks, size).sum(-1)
+    sums = summed.reshape(*x.shape[:2], blocks, size, -1).sum(3)
     return (sums / counts.clamp(min=1)[:, None, :, None]).to(x.dtype), counts
 
 
 def pooled_attention(
-    Q: Float[Tensor, "batch heads n key"],
-    K: Float[Tensor, "batch kv_heads m key"],
-    V: Float[Tensor, "batch kv_heads m value"],
+    Q: Float[Tensor, "*batch n key"],
+    K: Float[Tensor, "*kv_batch m key"],
+    V: Float[Tensor, "*kv_batch m value"],
     *,
     size: int,
     causal: bool = False,
-    real: Bool[Tensor, "batch m"] | None = None,
+    real: Bool[Tensor, "rows m"] | None = None,
     correct: bool = True,
     scale: float | None = None,
-) -> Float[Tensor, "batch heads n value"]:
+) -> Float[Tensor, "*batch n value"]:
     r"""Let each query read the means of blocks of keys and values.
 
     .. math::
@@ -142,16 +140,16 @@ def pooled_attention(
 
 
 def multiscale_attention(
-    Q: Float[Tensor, "batch heads n key"],
-    K: Float[Tensor, "batch kv_heads m key"],
-    V: Float[Tensor, "batch kv_heads m value"],
-    gates: Float[Tensor, "#batch #heads #n scales"],
+    Q: Float[Tensor, "*batch n key"],
+    K: Float[Tensor, "*kv_batch m key"],
+    V: Float[Tensor, "*kv_batch m value"],
+    gates: Float[Tensor, "... scales"],
     *,
     sizes: Sequence[int],
     causal: bool = False,
-    real: Bool[Tensor, "batch m"] | None = None,
+    real: Bool[Tensor, "rows m"] | None = None,
     scale: float | None = None,
-) -> Float[Tensor, "batch heads n value"]:
+) -> Float[Tensor, "*batch n value"]:
     r"""Mix attention to the same keys at several scales.
 
     .. math:: O = \sum_s g_s\, \mathrm{Attn}(Q, P_s K, P_s V), \qquad \sum_s g_s = 1
@@ -189,9 +187,7 @@ def multiscale_attention(
     before = check_qkv(Q, K, V, causal=causal, real=real)
     outputs, some = [], []
     for size in sizes:
-        outputs.append(
-            pooled_attention(Q, K, V, size=size, causal=causal, real=real, scale=scale)
-        )
+        outputs.append(pooled_attention(Q, K, V, size=size, causal=causal, real=real, scale=scale))
         some.append(readable(Q, K, size=size, before=before, causal=causal, real=real))
     return mix(outputs, gates, some)
 
@@ -248,7 +244,7 @@ class PooledAttention(CoarseAttention):
         torch.Size([2, 7, 12])
     """
 
-    sites = ("queries", "keys", "values", "gates", "heads")
+    sites: tuple[str, ...] = ("queries", "keys", "values", "gates", "heads")
 
     def __init__(
         self, dim: int, heads: int, *, sizes: Sequence[int], causal: bool, **rest: Any
@@ -257,8 +253,9 @@ class PooledAttention(CoarseAttention):
         for size in sizes:
             check_count("size", size)
         self.sizes = tuple(sizes)
-        kind = {"device": self.out.weight.device, "dtype": self.out.weight.dtype}
-        self.gate = nn.Linear(dim, heads * len(self.sizes), **kind)
+        like = self.out.weight
+        outputs = heads * len(self.sizes)
+        self.gate = nn.Linear(dim, outputs, device=like.device, dtype=like.dtype)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 

@@ -42,7 +42,9 @@ def mix(outputs: list[Tensor], gates: Tensor, readable: list[Tensor]) -> Tensor:
     return (torch.stack(outputs, -1) * shares[..., None, :]).sum(-1)
 
 
-def real_keys(mask: Mask | Tensor | None, x: Tensor, m: int, *, causal: bool) -> Tensor | None:
+def real_keys(
+    mask: Mask | Tensor | None, x: Tensor, m: int, *, heads: int, causal: bool
+) -> Tensor | None:
     """Read off a mask which keys are tokens, and refuse a mask that says more than that.
 
     A fast path with blocks can honor padding, and nothing else that a mask may say. So the row of
@@ -58,7 +60,7 @@ def real_keys(mask: Mask | Tensor | None, x: Tensor, m: int, *, causal: bool) ->
     if isinstance(mask, Mask) and (mask.is_causal if causal else mask.allows_all(n, m)) and n == m:
         return None
     rows = sorted({0, n // 2, n - 1})
-    given = torch.cat([_row(mask, row, n, m, batch, x.device) for row in rows], 2)
+    given = torch.cat([_row(mask, row, n, m, x, heads) for row in rows], 2)
     if given.shape[1] != 1:
         raise ValueError("a mask that differs from head to head cannot be honored here")
     given = given.expand(batch, 1, -1, m)[:, 0]
@@ -72,11 +74,10 @@ def real_keys(mask: Mask | Tensor | None, x: Tensor, m: int, *, causal: bool) ->
     return real
 
 
-def _row(
-    mask: Mask | Tensor, row: int, n: int, m: int, batch: int, device: torch.device
-) -> Tensor:
+def _row(mask: Mask | Tensor, row: int, n: int, m: int, x: Tensor, heads: int) -> Tensor:
     if isinstance(mask, Mask):
+        batch, device = x.shape[0], x.device
         mask.check(n, m, batch=batch, device=device)
-        return mask.shifted(row).dense(1, m, device=device, batch=batch)
+        return mask.shifted(row).dense(1, m, device=device, batch=batch, heads=heads)
     lifted = mask.view((1,) * (4 - mask.ndim) + tuple(mask.shape))
     return lifted.expand(*lifted.shape[:2], n, m)[:, :, row : row + 1]

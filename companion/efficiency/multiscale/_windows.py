@@ -1,5 +1,6 @@
 """A window for each head, and how far the heads of a model look."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -40,7 +41,7 @@ def head_windows(heads: int, *, smallest: int = 1, base: int = 2) -> list[int]:
     return [smallest * base**head for head in range(heads)]
 
 
-def headwise_window_mask(windows: Sequence[int] | Integer[Tensor, " heads"]) -> Mask:
+def headwise_window_mask(windows: Sequence[int] | Tensor) -> Mask:
     r"""Return the mask under which head :math:`h` reads keys at distance :math:`w_h` or less.
 
     .. math:: M_{hij} = 1 \iff |i - j| \le w_h
@@ -94,7 +95,7 @@ def headwise_window_mask(windows: Sequence[int] | Integer[Tensor, " heads"]) -> 
 
 
 def distance_mass(
-    A: Float[Tensor, "*batch n n"], *, edges: Sequence[int]
+    A: Float[Tensor, "*batch n m"], *, edges: Sequence[int]
 ) -> Float[Tensor, "*batch bins"]:
     r"""Return how much weight goes to keys at each range of distances, averaged over queries.
 
@@ -121,7 +122,7 @@ def distance_mass(
     n, m = A.shape[-2:]
     if n != m:
         raise ValueError(f"A must be square, got {tuple(A.shape)}")
-    if not edges or edges[0] != 0 or any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
+    if not edges or edges[0] != 0 or any(b <= a for a, b in itertools.pairwise(edges)):
         raise ValueError(f"edges must rise from 0, got {list(edges)}")
     i = torch.arange(n, device=A.device)
     distance = (i[:, None] - i).abs()
@@ -133,7 +134,7 @@ def distance_mass(
 
 
 def windows_from_mass(
-    A: Float[Tensor, "*batch n n"], *, share: float
+    A: Float[Tensor, "*batch n m"], *, share: float
 ) -> Integer[Tensor, " *batch"]:
     r"""Return for each head the smallest window that holds a share of its weight.
 
