@@ -17,6 +17,16 @@ __all__ = ["PAIRS"]
 
 PAIRS: dict[str, Pair] = {
     pair.name: pair
-    for module in (embeddings, tokenization, losses, optimizers, attention, multiscale, norms, models, training)
+    for module in (
+        embeddings,
+        tokenization,
+        losses,
+        optimizers,
+        attention,
+        multiscale,
+        norms,
+        models,
+        training,
+    )
     for pair in module.pairs()
 }

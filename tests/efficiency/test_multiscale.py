@@ -255,13 +255,13 @@ def test_mass_by_distance_adds_up_and_finds_where_it_is() -> None:
 
 def test_the_window_of_a_mass_is_the_smallest_one() -> None:
     A = numbers(4, 13, 13).softmax(-1)
-    windows = windows_from_mass(A, share=0.7)
+    windows = windows_from_mass(A, ratio=0.7)
     i = torch.arange(13)
     far = (i[:, None] - i).abs()
     for head, window in zip(A, windows.tolist(), strict=True):
         assert (head * (far <= window)).sum() / 13 >= 0.7 > (head * (far < window)).sum() / 13
-    assert windows_from_mass(A, share=1.0).tolist() == [12] * 4
-    assert windows_from_mass(torch.eye(5), share=0.99).item() == 0
+    assert windows_from_mass(A, ratio=1.0).tolist() == [12] * 4
+    assert windows_from_mass(torch.eye(5), ratio=0.99).item() == 0
 
 
 def test_errors_of_windows_say_what_to_do() -> None:
@@ -275,8 +275,8 @@ def test_errors_of_windows_say_what_to_do() -> None:
         distance_mass(torch.eye(3), edges=[0, 2, 2])
     with pytest.raises(ValueError, match=r"A must be square, got \(3, 2\)"):
         distance_mass(torch.ones(3, 2), edges=[0])
-    with pytest.raises(ValueError, match="share must"):
-        windows_from_mass(torch.eye(3), share=0.0)
+    with pytest.raises(ValueError, match="ratio must"):
+        windows_from_mass(torch.eye(3), ratio=0.0)
     with pytest.raises(ValueError, match="base must be 1 or more"):
         head_windows(3, base=0)
 

@@ -250,7 +250,7 @@ def test_errors_of_landmarks_say_what_to_do() -> None:
 
 
 def test_a_convolution_starts_as_the_mean_and_is_one() -> None:
-    squeeze = ConvCompressor(5, rate=3).double()
+    squeeze = ConvCompressor(5, stride=3).double()
     x = numbers(2, 12, 5)
     # A third was rounded to float32 when the layer was made.
     torch.testing.assert_close(squeeze(x), x.unflatten(1, (4, 3)).mean(2), rtol=1e-6, atol=1e-7)
@@ -262,7 +262,7 @@ def test_a_convolution_starts_as_the_mean_and_is_one() -> None:
 
 
 def test_compressed_keys_start_as_pooled_ones() -> None:
-    layer = MemoryCompressedAttention(12, 3, rate=4, causal=True, dtype=torch.float64)
+    layer = MemoryCompressedAttention(12, 3, stride=4, causal=True, dtype=torch.float64)
     x = numbers(2, 12, 12)
     with watch(layer, read=["queries", "keys", "values", "heads"]) as seen:
         layer(x, mask=causal())
@@ -271,7 +271,7 @@ def test_compressed_keys_start_as_pooled_ones() -> None:
 
 
 def test_compressed_attention_leaks_nothing_and_decodes_with_a_cache() -> None:
-    layer = MemoryCompressedAttention(12, 3, rate=3, causal=True, dtype=torch.float64)
+    layer = MemoryCompressedAttention(12, 3, stride=3, causal=True, dtype=torch.float64)
     with torch.no_grad():
         for squeeze in (layer.squeeze_keys, layer.squeeze_values):
             squeeze.taps.copy_(numbers(3, 4, 4, seed=7))
@@ -287,7 +287,7 @@ def test_compressed_attention_leaks_nothing_and_decodes_with_a_cache() -> None:
 
 
 def test_a_memory_keeps_the_last_tokens_and_the_means_of_older_ones() -> None:
-    kept = CompressiveMemory(memory=4, compressed=3, rate=2)
+    kept = CompressiveMemory(memory=4, compressed=3, stride=2)
     assert kept.read() is None
     x = numbers(2, 25, 5)
     for segment in x.split(5, 1):
@@ -310,7 +310,7 @@ def test_a_memory_keeps_the_last_tokens_and_the_means_of_older_ones() -> None:
 def test_no_token_is_lost_between_the_memories(
     memory: int, compressed: int, rate: int, segment: int
 ) -> None:
-    kept = CompressiveMemory(memory=memory, compressed=compressed, rate=rate)
+    kept = CompressiveMemory(memory=memory, compressed=compressed, stride=rate)
     x = numbers(1, 30, 2)
     gone = [kept.update(part) for part in x.split(segment, 1)]
     assert kept.recent is not None
@@ -320,7 +320,7 @@ def test_no_token_is_lost_between_the_memories(
 
 
 def test_no_gradient_flows_into_a_memory() -> None:
-    kept = CompressiveMemory(memory=2, compressed=3, rate=2, squeeze=ConvCompressor(5, rate=2))
+    kept = CompressiveMemory(memory=2, compressed=3, stride=2, squeeze=ConvCompressor(5, stride=2))
     kept.update(torch.ones(1, 6, 5, requires_grad=True))
     read = kept.read()
     assert read is not None
@@ -328,12 +328,12 @@ def test_no_gradient_flows_into_a_memory() -> None:
 
 
 def test_the_range_of_a_stack() -> None:
-    assert compressive_range(layers=2, memory=4, compressed=4, rate=3) == 32
+    assert compressive_range(layers=2, memory=4, compressed=4, stride=3) == 32
 
 
 def test_the_reconstruction_loss_trains_the_squeezing_and_nothing_else() -> None:
     layer = MultiHeadAttention(12, 3, dtype=torch.float64)
-    squeeze = ConvCompressor(12, rate=2).double()
+    squeeze = ConvCompressor(12, stride=2).double()
     h, old = numbers(2, 5, 12).requires_grad_(), numbers(2, 8, 12, seed=1).requires_grad_()
     loss = reconstruction_loss(layer, h, old, squeeze(old.detach()))
     loss.backward()
@@ -360,18 +360,18 @@ def test_the_reconstruction_loss_trains_the_squeezing_and_nothing_else() -> None
 
 def test_errors_of_memories_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="a multiple of 3, got 7"):
-        ConvCompressor(5, rate=3)(torch.ones(1, 7, 5))
-    layer = MemoryCompressedAttention(12, 3, rate=2, causal=False)
+        ConvCompressor(5, stride=3)(torch.ones(1, 7, 5))
+    layer = MemoryCompressedAttention(12, 3, stride=2, causal=False)
     real = torch.tensor([[True] * 5 + [False]])
     with pytest.raises(ValueError, match="mixes padding into the keys"):
         layer(torch.ones(1, 6, 12), mask=padding(real))
-    with pytest.raises(ValueError, match="rate must be 1 or more"):
-        CompressiveMemory(memory=2, compressed=2, rate=0)
-    kept = CompressiveMemory(memory=1, compressed=2, rate=2, squeeze=lambda x: x)
+    with pytest.raises(ValueError, match="stride must be 1 or more"):
+        CompressiveMemory(memory=2, compressed=2, stride=0)
+    kept = CompressiveMemory(memory=1, compressed=2, stride=2, squeeze=lambda x: x)
     with pytest.raises(ValueError, match="what squeeze returns"):
         kept.update(torch.ones(1, 7, 2))
     with pytest.raises(ValueError, match="layers must be 1 or more"):
-        compressive_range(layers=0, memory=1, compressed=1, rate=1)
+        compressive_range(layers=0, memory=1, compressed=1, stride=1)
     with pytest.raises(ValueError, match="squeezed"):
         reconstruction_loss(layer, torch.ones(1, 3, 12), torch.ones(1, 3, 12), torch.ones(1, 3, 5))
 
@@ -535,7 +535,7 @@ def test_errors_of_latent_attention_say_what_to_do() -> None:
 
 
 def test_latents_read_a_text_of_any_length_in_any_order() -> None:
-    array = LatentArray(12, 3, latents=5, layers=2, generator=torch.Generator().manual_seed(1))
+    array = LatentArray(12, 3, latents=5, layers=2)
     array = array.double()
     x = numbers(2, 31, 12)
     y = array(x)
@@ -710,7 +710,7 @@ def test_all_of_it_runs_on_meta() -> None:
     assert layer(x, mask=causal()).is_meta
     with torch.device("meta"):
         array = LatentArray(12, 3, latents=5, layers=1)
-        squeezed = MemoryCompressedAttention(12, 3, rate=2, causal=True)
+        squeezed = MemoryCompressedAttention(12, 3, stride=2, causal=True)
     assert array(x).shape == (2, 5, 12)
     assert squeezed(x, mask=causal()).shape == x.shape
 

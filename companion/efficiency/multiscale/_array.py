@@ -23,10 +23,10 @@ class LatentArray(nn.Module):
         heads: Heads of each attention.
         latents: How many vectors, :math:`m`.
         layers: How often they read one another, :math:`L`; 0 for none.
-        generator: Where the vectors are drawn from.
 
     Attributes:
-        latents: The vectors :math:`Z`, (latents, dim), drawn with standard deviation 0.02.
+        latents: The vectors :math:`Z`, (latents, dim), drawn with standard deviation 0.02
+            from the global generator, as PyTorch's modules draw.
         cross: The attention to the text.
         layers: The attentions among the vectors.
 
@@ -55,7 +55,6 @@ class LatentArray(nn.Module):
         *,
         latents: int,
         layers: int,
-        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         check_count("latents", latents)
@@ -63,7 +62,7 @@ class LatentArray(nn.Module):
         self.dim = dim
         self.cross = MultiHeadAttention(dim, heads)
         self.layers = nn.ModuleList(MultiHeadAttention(dim, heads) for _ in range(layers))
-        self.latents = nn.Parameter(0.02 * torch.randn(latents, dim, generator=generator))
+        self.latents = nn.Parameter(0.02 * torch.randn(latents, dim))
 
     def forward(
         self, x: Float[Tensor, "batch n dim"], *, real: Bool[Tensor, "batch n"] | None = None

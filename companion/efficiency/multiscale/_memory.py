@@ -22,7 +22,7 @@ __all__ = [
 
 
 class ConvCompressor(nn.Module):
-    r"""A convolution that makes one token of each ``rate`` neighboring ones.
+    r"""A convolution that makes one token of each ``stride`` neighboring ones.
 
     .. math:: y_b = \sum_{t=1}^{c} x_{(b-1)c + t} W_t, \qquad b = 1, \dots, \lfloor m/c \rfloor
 
@@ -30,14 +30,14 @@ class ConvCompressor(nn.Module):
 
     Args:
         dim: Width of the tokens.
-        rate: Tokens that become one, :math:`c`; kernel and stride of the convolution.
+        stride: Tokens that become one, :math:`c`; kernel and stride of the convolution.
 
     Attributes:
-        taps: The matrices :math:`W_t`, shape (rate, dim, dim).
+        taps: The matrices :math:`W_t`, shape (stride, dim, dim).
 
     Raises:
         ValueError: If a number is below 1. In a call: if the number of tokens is not a multiple
-            of the rate.
+            of the stride.
 
     References:
         P. Liu et al. 2018, arXiv:1801.10198, sec. 4.2.3 (of keys and values, kernel 3, stride 3);
@@ -46,36 +46,36 @@ class ConvCompressor(nn.Module):
     Book: :doc:`/book/efficiency/multiscale`
 
     Example:
-        >>> squeeze = ConvCompressor(1, rate=2)
+        >>> squeeze = ConvCompressor(1, stride=2)
         >>> squeeze(torch.tensor([1.0, 3.0, 5.0, 9.0]).view(1, 4, 1)).flatten().tolist()
         [2.0, 7.0]
     """
 
-    def __init__(self, dim: int, *, rate: int) -> None:
+    def __init__(self, dim: int, *, stride: int) -> None:
         super().__init__()
         check_count("dim", dim)
-        check_count("rate", rate)
-        self.dim, self.rate = dim, rate
-        self.taps = nn.Parameter(torch.eye(dim).expand(rate, dim, dim) / rate)
+        check_count("stride", stride)
+        self.dim, self.stride = dim, stride
+        self.taps = nn.Parameter(torch.eye(dim).expand(stride, dim, dim) / stride)
 
     def forward(self, x: Float[Tensor, "batch m dim"]) -> Float[Tensor, "batch blocks dim"]:
         """Squeeze tokens.
 
         Args:
-            x: Tokens, a multiple of the rate.
+            x: Tokens, a multiple of the stride.
 
         Returns:
-            One for each ``rate``.
+            One for each ``stride``.
 
         Raises:
             ValueError: If their number is not a multiple, or the width another.
         """
         check_shape("x", x, (None, None, self.dim))
-        if x.shape[1] % self.rate:
+        if x.shape[1] % self.stride:
             raise ValueError(
-                f"the number of tokens must be a multiple of {self.rate}, got {x.shape[1]}"
+                f"the number of tokens must be a multiple of {self.stride}, got {x.shape[1]}"
             )
-        side_by_side = x.reshape(x.shape[0], -1, self.rate * self.dim)
+        side_by_side = x.reshape(x.shape[0], -1, self.stride * self.dim)
         squeezed: Tensor = side_by_side @ self.taps.flatten(0, 1)
         return squeezed
 
@@ -92,7 +92,7 @@ class MemoryCompressedAttention(CoarseAttention):
     Args:
         dim: Width of the tokens.
         heads: Query heads.
-        rate: The stride :math:`c`.
+        stride: The stride :math:`c`.
         causal: Whether a token reads a block only when no token of it comes later. The first
             :math:`c - 1` tokens then read nothing and get zero.
         **rest: As of :class:`~companion.transformer.multi_head.MultiHeadAttention`.
@@ -102,7 +102,7 @@ class MemoryCompressedAttention(CoarseAttention):
         sites: As of the parent, without scores and weights.
 
     Raises:
-        ValueError: If the rate is below 1. In a call: if the mask says more than causality,
+        ValueError: If the stride is below 1. In a call: if the mask says more than causality,
             padding included.
 
     References:
@@ -111,30 +111,30 @@ class MemoryCompressedAttention(CoarseAttention):
     Book: :doc:`/book/efficiency/multiscale`
 
     Example:
-        >>> layer = MemoryCompressedAttention(12, 3, rate=2, causal=True)
+        >>> layer = MemoryCompressedAttention(12, 3, stride=2, causal=True)
         >>> from companion.transformer.attention import causal
         >>> layer(torch.ones(2, 7, 12), mask=causal()).shape
         torch.Size([2, 7, 12])
     """
 
-    def __init__(self, dim: int, heads: int, *, rate: int, causal: bool, **rest: Any) -> None:
+    def __init__(self, dim: int, heads: int, *, stride: int, causal: bool, **rest: Any) -> None:
         super().__init__(dim, heads, causal=causal, **rest)
-        self.rate = rate
-        self.squeeze_keys = ConvCompressor(self.head_dim, rate=rate)
-        self.squeeze_values = ConvCompressor(self.value_dim, rate=rate)
+        self.stride = stride
+        self.squeeze_keys = ConvCompressor(self.head_dim, stride=stride)
+        self.squeeze_values = ConvCompressor(self.value_dim, stride=stride)
         self.to(self.out.weight)
 
     def _read(self, x: Tensor, Q: Tensor, K: Tensor, V: Tensor, real: Tensor | None) -> Tensor:
         if real is not None and not real.is_meta and not bool(real.all()):
             raise ValueError("a convolution mixes padding into the keys: give texts without any")
         n, m = Q.shape[2], K.shape[2]
-        whole = m // self.rate * self.rate
+        whole = m // self.stride * self.stride
         keys, values = (
             squeeze(t[:, :, :whole].flatten(0, 1)).unflatten(0, t.shape[:2])
             for squeeze, t in ((self.squeeze_keys, K), (self.squeeze_values, V))
         )
-        rate, before = self.rate, m - n
-        rule = Mask(lambda b, h, i, j: (j + 1) * rate - 1 <= i + before) if self.causal else None
+        stride, before = self.stride, m - n
+        rule = Mask(lambda b, h, i, j: (j + 1) * stride - 1 <= i + before) if self.causal else None
         return attention(Q, keys, values, mask=rule, scale=self.scale)
 
 
@@ -147,8 +147,8 @@ class CompressiveMemory:
     Args:
         memory: Tokens kept as they are, :math:`n_m`.
         compressed: Squeezed tokens kept, :math:`n_{cm}`.
-        rate: Tokens that become one, :math:`c`.
-        squeeze: The function :math:`f_c`, from (batch, tokens, dim) to (batch, tokens / rate,
+        stride: Tokens that become one, :math:`c`.
+        squeeze: The function :math:`f_c`, from (batch, tokens, dim) to (batch, tokens / stride,
             dim); the mean by default, or a :class:`ConvCompressor`.
 
     Attributes:
@@ -168,7 +168,7 @@ class CompressiveMemory:
     Book: :doc:`/book/efficiency/multiscale`
 
     Example:
-        >>> kept = CompressiveMemory(memory=2, compressed=3, rate=2)
+        >>> kept = CompressiveMemory(memory=2, compressed=3, stride=2)
         >>> for segment in torch.arange(6.0).view(3, 1, 2, 1):
         ...     left = kept.update(segment)
         >>> kept.read().flatten().tolist()
@@ -180,12 +180,12 @@ class CompressiveMemory:
         *,
         memory: int,
         compressed: int,
-        rate: int,
+        stride: int,
         squeeze: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        for name, size in (("memory", memory), ("compressed", compressed), ("rate", rate)):
+        for name, size in (("memory", memory), ("compressed", compressed), ("stride", stride)):
             check_count(name, size)
-        self.memory, self.compressed, self.rate = memory, compressed, rate
+        self.memory, self.compressed, self.stride = memory, compressed, stride
         self.squeeze = squeeze
         self.recent: Tensor | None = None
         self.old: Tensor | None = None
@@ -214,20 +214,20 @@ class CompressiveMemory:
                 function returns another number of tokens than it should.
 
         Numerics:
-            Only a multiple of ``rate`` tokens is squeezed at a time; up to ``rate - 1`` more stay
-            in the memory until others follow.
+            Only a multiple of ``stride`` tokens is squeezed at a time; up to ``stride - 1`` more
+            stay in the memory until others follow.
         """
         check_floating("segment", segment)
         segment = segment.detach()
         if self.recent is not None:
             check_shape("segment", segment, (self.recent.shape[0], None, self.recent.shape[2]))
             segment = torch.cat([self.recent, segment], 1)
-        over = max(segment.shape[1] - self.memory, 0) // self.rate * self.rate
+        over = max(segment.shape[1] - self.memory, 0) // self.stride * self.stride
         left, self.recent = segment[:, :over], segment[:, over:]
         if over:
             with torch.no_grad():
-                new = _means(left, self.rate) if self.squeeze is None else self.squeeze(left)
-            check_shape("what squeeze returns", new, (left.shape[0], over // self.rate, None))
+                new = _means(left, self.stride) if self.squeeze is None else self.squeeze(left)
+            check_shape("what squeeze returns", new, (left.shape[0], over // self.stride, None))
             held = new if self.old is None else torch.cat([self.old, new], 1)
             self.old = held[:, -self.compressed :]
         return left
@@ -237,11 +237,11 @@ class CompressiveMemory:
         self.recent = self.old = None
 
 
-def _means(x: Tensor, rate: int) -> Tensor:
-    return x.reshape(x.shape[0], -1, rate, x.shape[2]).mean(2)
+def _means(x: Tensor, stride: int) -> Tensor:
+    return x.reshape(x.shape[0], -1, stride, x.shape[2]).mean(2)
 
 
-def compressive_range(*, layers: int, memory: int, compressed: int, rate: int) -> int:
+def compressive_range(*, layers: int, memory: int, compressed: int, stride: int) -> int:
     r"""Return how many positions back a stack with compressive memories can be influenced from.
 
     .. math:: L\,(n_m + c\, n_{cm})
@@ -250,7 +250,7 @@ def compressive_range(*, layers: int, memory: int, compressed: int, rate: int) -
         layers: Number :math:`L` of layers.
         memory: Tokens kept as they are in each.
         compressed: Squeezed tokens kept.
-        rate: Tokens that each of those stands for.
+        stride: Tokens that each of those stands for.
 
     Returns:
         Positions before the segment.
@@ -264,13 +264,13 @@ def compressive_range(*, layers: int, memory: int, compressed: int, rate: int) -
     Book: :doc:`/book/efficiency/multiscale`
 
     Example:
-        >>> compressive_range(layers=2, memory=4, compressed=4, rate=3)
+        >>> compressive_range(layers=2, memory=4, compressed=4, stride=3)
         32
     """
-    sizes = {"layers": layers, "memory": memory, "compressed": compressed, "rate": rate}
+    sizes = {"layers": layers, "memory": memory, "compressed": compressed, "stride": stride}
     for name, size in sizes.items():
         check_count(name, size)
-    return layers * (memory + rate * compressed)
+    return layers * (memory + stride * compressed)
 
 
 def reconstruction_loss(

@@ -134,7 +134,7 @@ def distance_mass(
 
 
 def windows_from_mass(
-    A: Float[Tensor, "*batch n m"], *, share: float
+    A: Float[Tensor, "*batch n m"], *, ratio: float
 ) -> Integer[Tensor, " *batch"]:
     r"""Return for each head the smallest window that holds a share of its weight.
 
@@ -142,23 +142,23 @@ def windows_from_mass(
 
     Args:
         A: Weights of self-attention, rows summing to 1.
-        share: The share :math:`p`, in (0, 1].
+        ratio: The share :math:`p`, in (0, 1].
 
     Returns:
         Tokens to each side, at most :math:`n - 1`, for :func:`headwise_window_mask`.
 
     Raises:
-        ValueError: If the matrices are not square, or the share is outside.
+        ValueError: If the matrices are not square, or the ratio is outside.
 
     Book: :doc:`/book/efficiency/multiscale`
 
     Example:
-        >>> windows_from_mass(torch.eye(3), share=0.9)
+        >>> windows_from_mass(torch.eye(3), ratio=0.9)
         tensor(0)
     """
-    check_in_range("share", share, low=0.0, high=1.0, open_low=True)
+    check_in_range("ratio", ratio, low=0.0, high=1.0, open_low=True)
     n = A.shape[-1]
     within = wide(distance_mass(A, edges=list(range(n)))).cumsum(-1)
     # Sums that should reach 1 may stay a rounding error below.
-    short = within < share - 1e-6
+    short = within < ratio - 1e-6
     return short.sum(-1).clamp(max=n - 1)
