@@ -93,7 +93,8 @@ def pinverse_residual(
     if A.shape != Z.shape:
         raise ValueError(f"A and Z must have one shape, got {tuple(A.shape)} and {tuple(Z.shape)}")
     missing: Tensor = torch.linalg.matrix_norm(A @ Z @ A - A)
-    return missing / torch.linalg.matrix_norm(A)
+    relative: Tensor = missing / torch.linalg.matrix_norm(A)
+    return relative
 
 
 def nystrom_attention(
