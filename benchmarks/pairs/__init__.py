@@ -6,6 +6,7 @@ from benchmarks.pairs import (
     embeddings,
     losses,
     models,
+    multiscale,
     norms,
     optimizers,
     tokenization,
@@ -16,6 +17,16 @@ __all__ = ["PAIRS"]
 
 PAIRS: dict[str, Pair] = {
     pair.name: pair
-    for module in (embeddings, tokenization, losses, optimizers, attention, norms, models, training)
+    for module in (
+        embeddings,
+        tokenization,
+        losses,
+        optimizers,
+        attention,
+        multiscale,
+        norms,
+        models,
+        training,
+    )
     for pair in module.pairs()
 }
