@@ -1,5 +1,4 @@
-"""The command line: ``companion train`` makes a language model, ``companion generate`` uses it,
-and ``companion quantize`` makes it smaller.
+"""The command line: train a language model, let it write, hold it in fewer bits.
 
 Each command is a module with ``HELP``, ``add_arguments`` and ``run``, and a row of the table in
 ``_main``. They import what is heavy when they run, so that ``--help`` answers at once.

@@ -93,9 +93,11 @@ def affine_parameters(
     if low.device.type != "meta" and not bool(((low <= high) & (high - low).isfinite()).all()):
         raise ValueError("each interval needs low <= high, both finite")
     low, high = low.clamp(max=0), high.clamp(min=0)
-    scale = (high - low) / top
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return scale, (-low / scale).round().clamp(0, top).to(torch.int32)
+    width = high - low
+    scale = torch.where(width > 0, width / top, torch.ones_like(width))
+    # One division: the quotient by the rounded step would miss ties.
+    zero = torch.where(width > 0, -low * top / width, torch.zeros_like(width))
+    return scale, zero.round().clamp(0, top).to(torch.int32)
 
 
 def symmetric_scale(
