@@ -8,6 +8,7 @@ from benchmarks.pairs import (
     models,
     norms,
     optimizers,
+    quantized,
     tokenization,
     training,
 )
@@ -16,6 +17,16 @@ __all__ = ["PAIRS"]
 
 PAIRS: dict[str, Pair] = {
     pair.name: pair
-    for module in (embeddings, tokenization, losses, optimizers, attention, norms, models, training)
+    for module in (
+        embeddings,
+        tokenization,
+        losses,
+        optimizers,
+        attention,
+        norms,
+        models,
+        quantized,
+        training,
+    )
     for pair in module.pairs()
 }
