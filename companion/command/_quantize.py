@@ -1,6 +1,7 @@
 """``companion quantize``: make a model smaller and faster."""
 
 import argparse
+from typing import Any
 
 from companion._console import write
 from companion.command._options import count, path_of, plain, read_text
@@ -77,7 +78,7 @@ def run(chosen: argparse.Namespace) -> None:
     )
 
 
-def _rows(text: object, words: str, rows: int) -> list[object]:
+def _rows(text: object, words: str, rows: int) -> list[Any]:
     """The first rows of a text, each a batch."""
     import torch
 
