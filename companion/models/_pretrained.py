@@ -104,11 +104,15 @@ def load_pretrained(
     if raw.get("quantization_config"):
         how = raw["quantization_config"]
         how = how.get("quant_method", how) if isinstance(how, dict) else how
+        if how == "companion":
+            raise ValueError(
+                f"{folder} holds integers: read it with "
+                "companion.efficiency.quantization.load_quantized"
+            )
         raise ValueError(f"{folder}: quantized weights ({how!r}) are not supported")
     if heads and kind != "bert":
         raise ValueError(f"{folder}: heads are those of BERT, this is architecture {kind!r}")
     tensors = read_tensors(folder)
-    tokenizer = read_tokenizer(folder)
     codec = FAMILIES[kind]
     if kind == "bert":
         tensors = {present_name(name): tensor for name, tensor in tensors.items()}
@@ -119,7 +123,13 @@ def load_pretrained(
             )
         codec = bert_with_heads(pair="cls.seq_relationship.weight" in tensors)
     model = codec.load(raw, tensors, folder, device=device, dtype=dtype)
+    return text_of(folder, raw, model)
 
+
+def text_of(folder: Path, raw: dict[str, Any], model: Any) -> TextModel:
+    """Wrap a model with the words of its folder: tokenizer, start and stop tokens, template."""
+    kind = raw["model_type"]
+    tokenizer = read_tokenizer(folder)
     written = read_json(folder / "generation_config.json", needed=False)
     said = {**raw, **written}
     stop = _ids(said.get("eos_token_id"))
@@ -192,14 +202,10 @@ def save_pretrained(
         ...     load_pretrained(folder).model.config.activation
         'swiglu'
     """
-    inner: Any = model
-    if isinstance(model, TextEncoder) and model.heads is not None:
-        inner = model.heads
-    elif isinstance(model, TextModel):
-        inner = model.model
+    inner = _inner(model)
     codec = _family(inner)
     config: TransformerConfig = inner.config
-    described = codec.describe(config)
+    described = describe_pretrained(model)
     check_count("shard_bytes", shard_bytes)
     for name, parameter in inner.named_parameters():
         if parameter.is_meta:
@@ -207,18 +213,30 @@ def save_pretrained(
     tensors = codec.tensors(config, inner)
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     described["dtype"] = described["torch_dtype"] = dtype
-    described |= _tokens(model)
 
     folder = Path(directory).expanduser()
-    with _new_folder(folder):
-        _write_words(folder, model, config.context)
+    with new_folder(folder):
+        write_words(folder, model, config.context)
         write_tensors(folder, tensors, shard_bytes=shard_bytes)
         # Last: a folder without it is no model.
         write_json(folder / "config.json", described)
 
 
+def _inner(model: Any) -> Any:
+    """What of a text model is written."""
+    if isinstance(model, TextEncoder) and model.heads is not None:
+        return model.heads
+    return model.model if isinstance(model, TextModel) else model
+
+
+def describe_pretrained(model: TextModel | nn.Module) -> dict[str, Any]:
+    """Describe a model, or a text model with its special tokens, in the words of its family."""
+    inner = _inner(model)
+    return _family(inner).describe(inner.config) | _tokens(model)
+
+
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
+def new_folder(folder: Path) -> Iterator[None]:
     """Make a folder; if what follows fails, whatever was not there before goes again."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -395,7 +413,7 @@ def _tokens(text: object) -> dict[str, Any]:
     return {}
 
 
-def _write_words(folder: Path, text: object, context: int) -> None:
+def write_words(folder: Path, text: object, context: int) -> None:
     """The files of a tokenizer, and of what a text model knows beyond its weights."""
     tokens = _tokens(text)
     if tokens:

@@ -118,7 +118,7 @@ class TextEncoder:
 
     @property
     def _device(self) -> torch.device:
-        return self.model.tokens.weight.device
+        return next(self.model.parameters()).device
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,7 +309,7 @@ class TextDecoder:
 
     @property
     def _device(self) -> torch.device:
-        return self.model.tokens.weight.device
+        return next(self.model.parameters()).device
 
 
 @dataclass(frozen=True, eq=False)
@@ -448,7 +448,7 @@ class TextEncoderDecoder:
 
     @property
     def _device(self) -> torch.device:
-        return self.model.encoder.tokens.weight.device
+        return next(self.model.parameters()).device
 
 
 @dataclass(frozen=True, eq=False)
@@ -485,7 +485,7 @@ class TextTwoStream:
         for index, row in enumerate(rows):
             if not row:
                 raise ValueError(f"text {index} has no tokens: give at least one character")
-        return _pad(rows, left=False, device=self.model.tokens.weight.device)
+        return _pad(rows, left=False, device=next(self.model.parameters()).device)
 
     def nats(self, text: str) -> Float[Tensor, " tokens"]:
         """Score a text from left to right: the surprise of each token given those before it.

@@ -150,6 +150,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     "draw": lambda f, g: {"classes": f(TABLES[23, 5], generator=g)},
     "dropout": lambda f, g: {"mask": f(torch.ones(3, 17), p=0.5, generator=g)},
     "dropout_mask": lambda f, g: {"mask": f((3, 17), p=0.5, generator=g)},
+    "stochastic_round": lambda f, g: {"rounded": f(torch.full((3, 17), 0.5), generator=g)},
     "expectation": lambda f, g: {
         "samples": f(
             "eq:mean",

@@ -150,7 +150,8 @@ class _Head(Stack):
 
     def _join(self, part: str, batch: int, capacity: int) -> KVCache:
         """The caches of one part of all blocks."""
-        weight, made = self.tokens.weight, []
+        # Not the table of tokens, which need not be held in floating point.
+        weight, made = next(self.parameters()), []
         for block in self.blocks:
             layer: Any = getattr(block, part)
             if not hasattr(layer, "make_cache"):

@@ -309,7 +309,7 @@ class StreamingCache(KVCache):
             ValueError: If sinks and window exceed the model's context, or its positions are of
                 another kind: those are counted from the beginning of the text.
         """
-        config, weight = model.config, model.tokens.weight
+        config, weight = model.config, next(model.parameters())
         check_positions(model)
         check_count("sinks + window", sinks + window, high=config.context)
         return cls(
