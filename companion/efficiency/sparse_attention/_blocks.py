@@ -288,16 +288,16 @@ def block_sparse(
 
     def cut(t: Tensor) -> Tensor:
         t = F.pad(t, (0, 0, 0, blocks * block - n))
-        return t.unflatten(2, (blocks, block))
+        return t.reshape(batch, -1, blocks, block, t.shape[-1])
 
-    q = cut(q).unflatten(1, (kv_heads, group)).transpose(2, 3)
-    q = q.reshape(batch * kv_heads, blocks, group * block, q.shape[-1])
+    q = cut(q).reshape(batch * kv_heads, group, blocks, block, q.shape[-1]).transpose(1, 2)
+    q = q.reshape(len(q), blocks, group * block, q.shape[-1])
     k, v = cut(k).flatten(0, 1), cut(v).flatten(0, 1)
     inside = torch.arange(block, device=device)
     counts = layout.sum(1)
     rows_of: list[Tensor] = []
     outputs: list[Tensor] = []
-    for count in counts.unique().tolist():
+    for count in sorted(set(counts.tolist())):
         rows = (counts == count).nonzero().squeeze(1)
         rows_of.append(rows)
         columns = layout[rows].nonzero()[:, 1].view(len(rows), count)

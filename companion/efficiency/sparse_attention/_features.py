@@ -59,7 +59,8 @@ def gaussian_frequencies(
     q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     lengths = randn(m, d, generator=generator, dtype=torch.float64).norm(dim=1)
     rows = q.mT.flatten(0, 1)[:m] * lengths[:, None]
-    return rows.to(device=device, dtype=dtype or torch.get_default_dtype())
+    made: Tensor = rows.to(device=device, dtype=dtype or torch.get_default_dtype())
+    return made
 
 
 def favor_features(
@@ -103,7 +104,8 @@ def favor_features(
         )
     x = wide(x)
     exponent = x @ omega.to(x.dtype).mT - x.square().sum(-1, keepdim=True) / 2 - shift
-    return exponent.exp() * omega.shape[0] ** -0.5
+    scaled: Tensor = exponent.exp() * omega.shape[0] ** -0.5
+    return scaled
 
 
 def favor_attention(

@@ -234,7 +234,7 @@ def lsh_attention(
     undo = order.argsort(-1)
     # How far apart two tokens may be: chunks of the sorted tokens, or places among them.
     place_of, most = (undo, chunk) if causal else (undo // chunk, 1)
-    tokens = order.unflatten(-1, (-1, chunk))
+    tokens = order.view(*order.shape[:-1], -1, chunk)
     readers = _with_previous(tokens)
 
     ids = tokens.flatten(2), readers.flatten(2)
@@ -253,7 +253,7 @@ def lsh_attention(
         same = mine.view(*tokens.shape, 1) == theirs.view(*readers.shape[:-1], 1, 2 * chunk)
         times += same & (back >= 0) & (back <= most)
     i, j = tokens.unsqueeze(-1), readers.unsqueeze(-2)
-    bucket = buckets.gather(-1, order).unflatten(-1, (-1, chunk))
+    bucket = buckets.gather(-1, order).view_as(tokens)
     theirs = _with_previous(bucket).unsqueeze(-2)
     allowed = (bucket.unsqueeze(-1) == theirs) & (theirs < 2 * half)
     # The first chunk has none before it.

@@ -261,7 +261,7 @@ class WindowAttention(_Seam):
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-    ) -> WindowCache:
+    ) -> Any:
         """Make the cache of this layer: sinks and window, whatever the capacity.
 
         Args:
@@ -271,7 +271,7 @@ class WindowAttention(_Seam):
             dtype: Likewise.
 
         Returns:
-            An empty cache.
+            An empty :class:`WindowCache`.
 
         Raises:
             ValueError: If the layer reads later tokens.
@@ -607,7 +607,7 @@ class _Recurrent(_Seam):
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-    ) -> StateCache:
+    ) -> Any:
         """Make the state of this layer: its size does not depend on the capacity.
 
         Args:
@@ -617,7 +617,7 @@ class _Recurrent(_Seam):
             dtype: Type of the activations; the state is in float32 or better.
 
         Returns:
-            An empty state.
+            An empty :class:`StateCache`.
         """
         like = torch.empty(batch, 1, 1, self.head_dim, device=device, dtype=dtype)
         return StateCache(self._empty(like))

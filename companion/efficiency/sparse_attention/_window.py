@@ -143,7 +143,7 @@ def local_attention(
     def classes(t: Tensor, left: int, right: int) -> Tensor:
         """(batch, kv heads, ..., dilation, tokens, width), padded at both ends."""
         t = F.pad(t, (0, 0, 0, length * dilation - n))
-        t = t.unflatten(2, (length, dilation)).transpose(2, 3)
+        t = t.reshape(batch, -1, length, dilation, t.shape[-1]).transpose(2, 3)
         return F.pad(t, (0, 0, left, right))
 
     def pieces(t: Tensor) -> Tensor:
@@ -153,10 +153,8 @@ def local_attention(
         return t.reshape(batch * kv_heads, dilation * blocks, span, t.shape[-1])
 
     q = classes(q, 0, blocks * size - length)
-    q = q.unflatten(3, (blocks, size)).unflatten(1, (kv_heads, group))
-    q = q.permute(0, 1, 3, 4, 2, 5, 6).reshape(
-        batch * kv_heads, dilation * blocks, group * size, q.shape[-1]
-    )
+    q = q.reshape(batch * kv_heads, group, dilation * blocks, size, q.shape[-1])
+    q = q.transpose(1, 2).reshape(len(q), dilation * blocks, group * size, q.shape[-1])
     k_pieces, v_pieces = pieces(k), pieces(v)
 
     # Positions of the queries and of the keys that they meet, then which of the pairs are allowed.
@@ -204,10 +202,9 @@ def pairs_allowed(
         said = mask.rule(b, h, i.clamp(0, n - 1), j.clamp(0, n - 1))
         said = said.reshape((1,) * (5 - said.ndim) + tuple(said.shape))
         if said.shape[0] > 1 or said.shape[1] > 1:
-            rest = torch.broadcast_shapes(said.shape[2:], allowed.shape)
-            said = said.expand(batch, heads, *rest) & allowed
-            said = said.unflatten(1, (heads // group, group))
-            return said.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(0, 1)
+            said = (said & allowed).expand(batch, heads, *allowed.shape)
+            said = said.reshape(batch, heads // group, group, *allowed.shape)
+            return said.transpose(2, 3).flatten(3, 4).flatten(0, 1)
         allowed = said[0, 0] & allowed
     return allowed.repeat(1, group, 1)[None]
 
