@@ -1,6 +1,7 @@
 """Random features and linear memories: unbiased, equal in three forms, and never of the future."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -67,19 +68,21 @@ def test_orthogonal_frequencies_are_orthogonal_and_as_long_as_normal_ones() -> N
 
 
 def test_orthogonal_frequencies_spread_less() -> None:
-    q, k = 0.5 * normal(1, 8, seed=1), 0.5 * normal(1, 8, seed=2)
+    # Of vectors whose sum is long: there the estimate varies, and directions matter.
+    q = torch.full((1, 3), 0.6, dtype=torch.float64)
+    k = torch.tensor([[0.5, 0.4, 0.6]], dtype=torch.float64)
 
     def spread(orthogonal: bool) -> float:
         g = torch.Generator().manual_seed(0)
         draws = [
-            gaussian_frequencies(8, 8, orthogonal=orthogonal, generator=g, dtype=torch.float64)
-            for _ in range(3000)
+            gaussian_frequencies(3, 3, orthogonal=orthogonal, generator=g, dtype=torch.float64)
+            for _ in range(20_000)
         ]
         return float(
             torch.stack([favor_features(q, w) @ favor_features(k, w).mT for w in draws]).var()
         )
 
-    assert spread(True) < 0.95 * spread(False)
+    assert spread(True) < 0.9 * spread(False)
 
 
 def test_the_shift_of_the_keys_is_common_to_them() -> None:
@@ -105,7 +108,7 @@ def test_favor_tends_to_attention_and_is_a_mean_of_the_values() -> None:
             favor_attention(Q, K, V, omega=omega, causal=True),
             dense_attention(Q, K, V, mask=causal())[0],
         )
-        errors.append(max(float((a - b).abs().max()) for a, b in (wholes, pasts)))
+        errors.append(sum(float((a - b).square().mean()) for a, b in (wholes, pasts)) ** 0.5)
         one = favor_attention(Q, K, torch.ones_like(V), omega=omega, causal=True)
         torch.testing.assert_close(one, torch.ones_like(V), **EXACT)
     # A hundred times as many features: a tenth of the error, by a factor of 3 at worst.
@@ -119,7 +122,9 @@ def test_large_inputs_do_not_overflow() -> None:
 
 
 def test_features_are_those_of_the_package() -> None:
-    from performer_pytorch.performer_pytorch import softmax_kernel
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it imports what Python has given up
+        from performer_pytorch.performer_pytorch import softmax_kernel
 
     x = normal(1, 2, 7, 5)
     omega = gaussian_frequencies(11, 5, generator=torch.Generator().manual_seed(0)).double()

@@ -1,7 +1,6 @@
 r"""Feature maps whose inner products stand for the exponential of attention."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -201,4 +200,4 @@ def elu_features(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         >>> elu_features(torch.tensor([-8.0, 0.0, 2.0], dtype=torch.bfloat16))
         tensor([3.3569e-04, 1.0000e+00, 3.0000e+00], dtype=torch.bfloat16)
     """
-    return torch.where(x >= 0, F.relu(x) + 1, x.clamp(max=0).exp())
+    return torch.where(x >= 0, x + 1, x.clamp(max=0).exp())
