@@ -179,7 +179,9 @@ def test_ones_stay_ones_and_inputs_stay_as_they_were() -> None:
     assert all(torch.equal(a, b) for a, b in zip((Q, K, V), before, strict=True))
 
 
-@pytest.mark.parametrize(("n", "d", "size", "before", "after"), [(40, 3, 8, 5, 2), (77, 5, 7, 2, 0)])
+@pytest.mark.parametrize(
+    ("n", "d", "size", "before", "after"), [(40, 3, 8, 5, 2), (77, 5, 7, 2, 0)]
+)
 def test_the_operations_of_a_window(n: int, d: int, size: int, before: int, after: int) -> None:
     Q = torch.empty(2, 3, n, d, device="meta")
 
@@ -310,9 +312,7 @@ def test_padding_does_not_change_linformer() -> None:
     E, G = normal(3, 5, 13, seed=4), normal(3, 5, 13, seed=5)
     real = torch.arange(13).expand(2, -1) < 9
     padded = linformer_attention(Q, K, V, E=E, F=G, real=real)[:, :, :9]
-    short = linformer_attention(
-        *(t[:, :, :9] for t in (Q, K, V)), E=E[..., :9], F=G[..., :9]
-    )
+    short = linformer_attention(*(t[:, :, :9] for t in (Q, K, V)), E=E[..., :9], F=G[..., :9])
     torch.testing.assert_close(padded, short, **EXACT)
 
 
@@ -390,9 +390,7 @@ def test_rounds_of_hashing_are_attention_to_the_union(
     real = real_tokens(23) if padded else None
     allowed = pairs_of(x, rotations, chunk, is_causal=is_causal, real=real)
     expected = dense_attention(x, F.normalize(x, dim=-1), v, mask=allowed)[0]
-    found = lsh_attention(
-        x, v, rotations=rotations, chunk=chunk, causal=is_causal, real=real
-    )
+    found = lsh_attention(x, v, rotations=rotations, chunk=chunk, causal=is_causal, real=real)
     torch.testing.assert_close(found, expected, **EXACT)
 
 

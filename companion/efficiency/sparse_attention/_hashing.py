@@ -103,7 +103,7 @@ def lsh_rotations(
     Book: :doc:`/book/efficiency/sparse_attention`
 
     Example:
-        >>> lsh_rotations(5, 4, 3).shape
+        >>> lsh_rotations(5, 4, 3, generator=torch.Generator()).shape
         torch.Size([3, 5, 2])
     """
     check_count("width", width)

@@ -639,7 +639,8 @@ class LinearAttention(_Recurrent):
     Book: :doc:`/book/efficiency/sparse_attention`
 
     Example:
-        >>> LinearAttention(12, 3, retention=True)(torch.ones(1, 7, 12)).shape
+        >>> from companion.transformer.attention import causal
+        >>> LinearAttention(12, 3, retention=True)(torch.ones(1, 7, 12), mask=causal()).shape
         torch.Size([1, 7, 12])
     """
 
@@ -688,7 +689,8 @@ class GatedDeltaNet(_Recurrent):
     Book: :doc:`/book/efficiency/sparse_attention`
 
     Example:
-        >>> GatedDeltaNet(12, 3)(torch.ones(1, 7, 12)).shape
+        >>> from companion.transformer.attention import causal
+        >>> GatedDeltaNet(12, 3)(torch.ones(1, 7, 12), mask=causal()).shape
         torch.Size([1, 7, 12])
     """
 
