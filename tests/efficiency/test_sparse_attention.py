@@ -456,12 +456,12 @@ def test_hashes_of_the_package_are_ours() -> None:
 def test_what_is_wrong_with_hashing_is_said() -> None:
     x = normal(1, 2, 11, 5)
     g = torch.Generator()
-    with pytest.raises(ValueError, match="n_buckets must be even.*got 3"):
+    with pytest.raises(ValueError, match=r"n_buckets must be even.*got 3"):
         lsh_rotations(5, 3, 1, generator=g)
     with pytest.raises(ValueError, match="width 5 does not meet rotations of width 4"):
         lsh_hash(x, normal(2, 4, 3))
     with pytest.raises(ValueError, match="a value for each token"):
         lsh_attention(x, normal(1, 2, 10, 5), rotations=normal(2, 5, 3), chunk=4)
+    real = torch.ones(1, 10, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"real must have shape \(1, 11\)"):
-        real = torch.ones(1, 10, dtype=torch.bool)
         lsh_attention(x, x, rotations=normal(2, 5, 3), chunk=4, real=real)

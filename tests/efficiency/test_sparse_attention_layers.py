@@ -1,4 +1,4 @@
-"""The layers in the place of usual attention: no leaks, padding, caches, and SmolLM2 in a window."""
+"""The layers in the place of usual attention: leaks, padding, caches, SmolLM2 in a window."""
 
 from dataclasses import replace
 from typing import Any
