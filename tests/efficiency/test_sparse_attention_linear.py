@@ -68,21 +68,18 @@ def test_orthogonal_frequencies_are_orthogonal_and_as_long_as_normal_ones() -> N
 
 
 def test_orthogonal_frequencies_spread_less() -> None:
-    # Of vectors whose sum is long: there the estimate varies, and directions matter.
-    q = torch.full((1, 3), 0.6, dtype=torch.float64)
-    k = torch.tensor([[0.5, 0.4, 0.6]], dtype=torch.float64)
-
-    def spread(orthogonal: bool) -> float:
-        g = torch.Generator().manual_seed(0)
-        draws = [
-            gaussian_frequencies(3, 3, orthogonal=orthogonal, generator=g, dtype=torch.float64)
-            for _ in range(20_000)
-        ]
-        return float(
-            torch.stack([favor_features(q, w) @ favor_features(k, w).mT for w in draws]).var()
-        )
-
-    assert spread(True) < 0.9 * spread(False)
+    q = torch.full((1, 3), 0.4, dtype=torch.float64)
+    k = torch.tensor([[0.3, 0.2, 0.4]], dtype=torch.float64)
+    # Of three independent frequencies, in closed form. Short vectors: with long ones a few draws
+    # carry most of the variance, and an estimate of it says little.
+    independent = math.exp(float((q + k).square().sum())) - 1
+    independent *= math.exp(2 * float(q @ k.mT)) / 3
+    g = torch.Generator().manual_seed(0)
+    n = 300_000  # blocks of three
+    w = gaussian_frequencies(3 * n, 3, generator=g, dtype=torch.float64)
+    estimates = (favor_features(q, w) * favor_features(k, w) * n).view(n, 3).sum(1)
+    # It is 0.90 of the other, and four seeds differ by less than 0.005.
+    assert float(estimates.var()) < 0.95 * independent
 
 
 def test_the_shift_of_the_keys_is_common_to_them() -> None:

@@ -119,10 +119,8 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     "RigL": lambda f, g: (
         f({"w": nn.Parameter(TABLES[17, 17].clone())}, sparsity=0.6, generator=g).masks
     ),
-    "LSHAttention": lambda f, g: {
-        "rotations": f(12, 3, rounds=2, n_buckets=4, chunk=3, generator=g).rotations
-    },
-    "Performer": lambda f, g: {"frequencies": f(12, 3, features=5, generator=g).omega},
+    "LSHAttention": lambda f, g: f(12, 3, rounds=2, n_buckets=4, chunk=3, generator=g).state_dict(),
+    "Performer": lambda f, g: f(12, 3, features=5, generator=g).state_dict(),
     "bigbird_layout": lambda f, g: {"blocks": f(29, 1, 1, 5, generator=g)},
     "gaussian_frequencies": lambda f, g: {
         "orthogonal": f(7, 5, generator=g),

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from companion.core import check_count, wide
+from companion.core import check_count, rand, wide
 from companion.efficiency.sparse_attention._blocks import block_sparse
 from companion.efficiency.sparse_attention._features import (
     elu_features,
@@ -431,7 +431,8 @@ class LSHAttention(_Seam):
         rounds: Rounds of hashing.
         n_buckets: Buckets of a round, an even number; as a rule, tokens divided by ``chunk``.
         chunk: Tokens of a chunk.
-        generator: Where the directions are drawn from, once. They are a buffer.
+        generator: Where the directions are drawn from, once, and the maps after them. The
+            directions are a buffer.
         kind: What :class:`companion.transformer.multi_head.MultiHeadAttention` takes besides.
 
     Raises:
@@ -462,19 +463,20 @@ class LSHAttention(_Seam):
         generator: torch.Generator,
         **kind: Any,
     ) -> None:
-        super().__init__(dim, heads, **kind)
+        target = kind.pop("device", None) or torch.get_default_device()
+        super().__init__(dim, heads, device="meta", **kind)
         check_count("chunk", chunk)
         self.chunk = chunk
-        weight = self.out.weight
         drawn = lsh_rotations(
             self.head_dim,
             n_buckets,
             rounds,
             generator=generator,
-            device=weight.device,
-            dtype=weight.dtype,
+            device=target,
+            dtype=self.out.weight.dtype,
         )
         self.register_buffer("rotations", drawn)
+        _draw_maps(self, generator, target)
 
     def _read(
         self, x: Tensor, Q: Tensor, K: Tensor, V: Tensor, mask: Mask | None, cache: Any
@@ -499,7 +501,8 @@ class Performer(_Seam):
         heads: Query heads.
         features: Random features.
         orthogonal: Whether their frequencies are orthogonal.
-        generator: Where they are drawn from, once. They are a buffer.
+        generator: Where they are drawn from, once, and the maps after them. The frequencies are a
+            buffer.
         kind: What :class:`companion.transformer.multi_head.MultiHeadAttention` takes besides.
 
     Raises:
@@ -528,17 +531,18 @@ class Performer(_Seam):
         generator: torch.Generator,
         **kind: Any,
     ) -> None:
-        super().__init__(dim, heads, **kind)
-        weight = self.out.weight
+        target = kind.pop("device", None) or torch.get_default_device()
+        super().__init__(dim, heads, device="meta", **kind)
         drawn = gaussian_frequencies(
             features,
             self.head_dim,
             orthogonal=orthogonal,
             generator=generator,
-            device=weight.device,
-            dtype=weight.dtype,
+            device=target,
+            dtype=self.out.weight.dtype,
         )
         self.register_buffer("omega", drawn)
+        _draw_maps(self, generator, target)
 
     def _read(
         self, x: Tensor, Q: Tensor, K: Tensor, V: Tensor, mask: Mask | None, cache: Any
@@ -721,6 +725,22 @@ class GatedDeltaNet(_Recurrent):
         if cache is not None:
             cache.state, cache.length = state.detach(), cache.length + Q.shape[2]
         return O.to(Q.dtype)
+
+
+def _draw_maps(
+    layer: MultiHeadAttention, generator: torch.Generator, device: str | torch.device
+) -> None:
+    """Make the maps of a layer that stands on ``meta``, by the law of ``nn.Linear``.
+
+    So nothing is drawn from the global generator.
+    """
+    for line in (layer.qkv, layer.out):
+        line.to_empty(device=device)
+        reach = line.in_features**-0.5
+        for parameter in line.parameters():
+            u = rand(*parameter.shape, generator=generator, device=device, dtype=parameter.dtype)
+            with torch.no_grad():
+                parameter.copy_((2 * u - 1) * reach)
 
 
 def _rule_of(table: Tensor, held: int) -> Mask:
