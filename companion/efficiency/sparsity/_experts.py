@@ -108,12 +108,13 @@ def route(
 def load_balance(
     routing: Routing, *, real: Bool[Tensor, " tokens"] | None = None
 ) -> Float[Tensor, ""]:
-    r"""Compute the loss that is smallest when all experts are used alike.
+    r"""Compute the loss whose gradient moves the router toward using all experts alike.
 
     .. math:: N \sum_{i=1}^N f_i P_i, \qquad \textstyle\sum_i f_i = \sum_i P_i = 1
 
     for :math:`N` experts, :math:`f_i` the share of all choices that fell on expert :math:`i`,
-    and :math:`P_i` its mean probability. It is 1 where either is uniform.
+    and :math:`P_i` its mean probability. It is 1 where either is uniform, and that is no minimum:
+    where many narrow choices meet a few sure ones it can be less.
 
     Args:
         routing: What :func:`route` has returned.

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.core import LinearLike, check_count, check_shape, rand
+from companion.core import LinearLike, check_count, check_in_range, check_shape, rand
 
 __all__ = [
     "BlockLowRankLinear",
@@ -106,8 +106,8 @@ def activation_aware_factors(
         :math:`A` and :math:`B`.
 
     Raises:
-        ValueError: If shapes do not fit, the rank is out of range, or ``H`` is singular and there
-            is no damping.
+        ValueError: If shapes do not fit, the rank or the damping is out of range, or ``H`` is
+            singular and there is no damping.
 
     Numerics:
         In float64; the result has the dtype of ``W``.
@@ -119,6 +119,7 @@ def activation_aware_factors(
     """
     check_shape("W", W, (None, None))
     check_shape("H", H, (W.shape[0], W.shape[0]))
+    check_in_range("damping", damping, low=0.0, open_high=True)
     gram = H.double() / 2
     gram = gram + damping * gram.diagonal().mean() * torch.eye(
         len(H), device=H.device, dtype=torch.float64

@@ -56,7 +56,7 @@ def top_mask(
     check_in_range("sparsity", sparsity, low=0.0, high=1.0)
     if scope not in ("tensor", "row"):
         raise ValueError(f"scope must be 'tensor' or 'row', got {scope!r}")
-    flat = scores.reshape(1, -1) if scope == "tensor" else scores.flatten(0, -2)
+    flat = scores.reshape(1, -1) if scope == "tensor" else scores.reshape(-1, scores.shape[-1])
     go = round(sparsity * flat.shape[1])
     # A sort that keeps the order of equal entries: a threshold would take all of them or none.
     order = flat.argsort(dim=1, stable=True)[:, :go]
@@ -261,12 +261,18 @@ def unpack_nm(
         The weights.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or ``keep`` is not from 1 to ``group``.
 
     Book: :doc:`/book/efficiency/sparsity`
     """
     check_same_shape("values", values, "places", places)
-    grouped = _grouped(values, min(keep, keep), keep)
+    check_count("group", group)
+    check_count("keep", keep, high=group)
+    if values.shape[-1] % keep:
+        raise ValueError(
+            f"the number of values in a row must be a multiple of {keep}, got {values.shape[-1]}"
+        )
+    grouped = torch.unflatten(values, -1, (-1, keep))
     empty = values.new_zeros(*grouped.shape[:-1], group)
     where = places.reshape(grouped.shape).long()
     return empty.scatter(-1, where, grouped).flatten(-2)

@@ -159,7 +159,7 @@ def inverse_factor(
     Numerics:
         In float64: one Cholesky factorization from the last input to the first,
         :math:`H = R R^\top` with :math:`R` upper triangular, and :math:`U = R^{-1}`;
-        :math:`\tfrac23 d_{in}^3` FLOPs, and no inverse is factorized. An input that was always 0
+        :math:`\tfrac43 d_{in}^3` FLOPs, and no inverse is factorized. An input that was always 0
         has a zero row in ``H``; its diagonal entry is set to the mean first, so that it stands
         alone. Set its weights to 0.
 
@@ -223,12 +223,15 @@ def output_error(
     Raises:
         ValueError: If shapes do not fit.
 
+    Numerics:
+        In float32 at least, as :func:`input_hessian` sums up: weights may be in half precision.
+
     Book: :doc:`/book/efficiency/sparsity`
     """
     _check_hessian(W, H)
     check_same_shape("W", W, "other", other)
-    change = other - W
-    return (change @ H * change).sum() / 2
+    change = wide(other) - wide(W)
+    return (change @ H.to(change.dtype) * change).sum() / 2
 
 
 def obs_saliency(
@@ -342,7 +345,7 @@ def obs_prune(
         count: How many weights are removed.
 
     Returns:
-        The row with ``count`` exact zeros more than it had places that were removed.
+        The row, exactly 0 at the ``count`` places that were removed.
 
     Raises:
         ValueError: If there are fewer weights, or ``H`` is singular.
@@ -379,7 +382,7 @@ def refit(
 ) -> Float[Tensor, "d_out d_in"]:
     r"""Compute the best weights on a given mask: a least-squares problem for each row.
 
-    .. math:: \min_{w'}\ (w'-w)\,H\,(w'-w)^\top \quad\text{with } w'_q = 0 \text{ where the mask is}
+    .. math:: \min_{w'}\ (w'-w)\,H\,(w'-w)^\top \quad\text{with } w'_q = 0 \text{ where it goes}
 
     Args:
         W: Weights, one row for each output.

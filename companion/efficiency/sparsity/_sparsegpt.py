@@ -7,7 +7,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from companion.core import check_count, check_in_range, check_same_shape, check_shape, linear_places
+from companion.core import (
+    check_count,
+    check_in_range,
+    check_same_shape,
+    check_shape,
+    linear_places,
+    wide,
+)
 from companion.efficiency.sparsity._masks import (
     _grouped,
     nm_mask,
@@ -60,7 +67,7 @@ def sparsegpt(
 
     Numerics:
         In float32 at least, after a factorization in float64; the result has the dtype of ``W``.
-        :math:`2 d_{out} d_{in}^2` FLOPs besides the factorization, where separate inverses for
+        :math:`d_{out} d_{in}^2` FLOPs besides the factorization, where separate inverses for
         each row would take :math:`O(d_{out} d_{in}^3)`. With a given mask the result does not
         depend on ``block``.
 
@@ -85,7 +92,7 @@ def sparsegpt(
         _grouped(W, *pattern)
         if block % pattern[1]:
             raise ValueError(f"block must be a multiple of the group of {pattern[1]}, got {block}")
-    U = inverse_factor(H, damping=damping)
+    U = inverse_factor(wide(H), damping=damping)
     # An input that was always 0 says nothing: its weights go, at no cost.
     new = W.to(U.dtype).masked_fill(H.diagonal() == 0, 0)
     mask = torch.ones_like(W, dtype=torch.bool)
