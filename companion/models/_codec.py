@@ -318,9 +318,13 @@ def _tied(model: nn.Module) -> list[list[str]]:
 
 def _make_buffers(model: nn.Module, device: str | torch.device) -> None:
     """Make anew what is no weight and was built without memory."""
-    from companion.transformer.positions import T5Bias
+    from companion.transformer.positions import Rotary, T5Bias
 
     for module in model.modules():
+        if isinstance(module, Rotary):
+            # Its ``_apply`` computes the frequencies anew, on the device where it finds them.
+            module.frequencies = torch.empty(0)
+            module.to(device)
         if isinstance(module, T5Bias):
             fresh = T5Bias(
                 module.weight.shape[1],

@@ -127,6 +127,22 @@ def test_smollm2_config_is_the_published_one(smollm2: data.SmolLM2) -> None:
     )
 
 
+def test_the_blocks_of_smollm2_expand_to_its_weights(smollm2: data.SmolLM2) -> None:
+    blocks = data.smollm2_blocks()
+    matrices = {name for name in smollm2.weights if name.endswith("_proj.weight")}
+    assert set(blocks) == matrices
+    assert len(matrices) == 7 * 30
+    for name in ("q", "k", "v", "o"):  # rows of queries and keys are put in another order
+        name = f"model.layers.17.self_attn.{name}_proj.weight"
+        rows, columns = smollm2.weights[name].shape
+        assert blocks[name].dtype == torch.uint8
+        assert blocks[name].shape == (rows, columns // 32 * 20)
+        made = gguf.dequantize(blocks[name].numpy(), gguf.GGMLQuantizationType.Q4_1)
+        assert torch.equal(torch.from_numpy(made), smollm2.weights[name])
+    with pytest.raises(data.MissingDataError, match="nowhere"):
+        data.smollm2_blocks(directory="nowhere")
+
+
 @pytest.mark.slow
 def test_gguf_header_is_read_as_the_reference_reader_reads_it(
     smollm2: data.SmolLM2, tmp_path: Path

@@ -47,7 +47,9 @@ from companion.transformer.positions import (
     LinearScaling,
     Llama3Scaling,
     NTKScaling,
+    Rotary,
     YarnScaling,
+    rope_frequencies,
 )
 
 V = 53
@@ -267,6 +269,21 @@ def test_a_saved_model_is_the_same_here_and_in_transformers(case: str, tmp_path:
     assert again.config == model.config
     identical(again, model)
     same(theirs(read_by_transformers(case, tmp_path)), ours(model), case)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_loaded_model_has_no_part_without_memory_and_can_be_moved(
+    case: str, tmp_path: Path
+) -> None:
+    save_pretrained(built(case), tmp_path)
+    model = load_pretrained(tmp_path).model
+    parts = dict(model.named_parameters()) | dict(model.named_buffers())
+    assert not [name for name, part in parts.items() if part.is_meta]
+    model.to("cpu").to(torch.bfloat16)
+    for module in model.modules():
+        if isinstance(module, Rotary):
+            plain = rope_frequencies(module.head_dim, base=module.base, scaling=module.scaling)
+            assert torch.equal(module.frequencies, torch.cat([-plain, plain]))
 
 
 @pytest.mark.parametrize("case", CASES)
