@@ -123,6 +123,9 @@ def test_balance_is_one_when_even_and_counts_each_choice_once() -> None:
     assert float(load_balance(padded)) > 1.5
     with pytest.raises(ValueError, match="no token to balance"):
         load_balance(padded, real=torch.zeros(8).bool())
+    # One is no minimum: three tokens choose the first expert narrowly, one the second surely.
+    narrow = torch.tensor([[0.51, 0.49]] * 3 + [[0.0, 1.0]]).double().log()
+    assert float(load_balance(route(narrow, k=1))) == pytest.approx(0.8825)
     # Softmax once more over probabilities leaves nearly nothing to learn from.
     once = torch.tensor([0.7, 0.2, 0.06, 0.04])
     assert torch.softmax(once, 0).tolist() == pytest.approx([0.377, 0.229, 0.199, 0.195], abs=1e-3)

@@ -106,6 +106,10 @@ def test_groups_of_four_run_along_the_inputs_and_packing_is_undone() -> None:
         pack_nm(W)
     with pytest.raises(ValueError, match="multiple of 4, got 3"):
         nm_mask(W.T)  # the other axis
+    with pytest.raises(ValueError, match="multiple of 2, got 9"):
+        unpack_nm(values[:, 1:], places[:, 1:])
+    with pytest.raises(ValueError, match="keep must be"):
+        unpack_nm(values, places, keep=5)
 
 
 def test_blocks_go_as_a_whole_by_their_norms() -> None:

@@ -228,6 +228,11 @@ def test_half_precision_weights_are_pruned_in_single_precision() -> None:
     wide, same = sparsegpt(half.float(), H.float(), sparsity=0.5)
     assert torch.equal(mask, same)
     assert torch.equal(new, wide.bfloat16())
+    error = output_error(half, new, H.float())
+    assert error.dtype == torch.float32
+    assert torch.equal(error, output_error(half.float(), new.float(), H.float()))
+    single, _ = sparsegpt(half.float(), H.bfloat16(), keep=mask)  # H may be short, work is not
+    assert torch.equal(single, sparsegpt(half.float(), H.bfloat16().float(), keep=mask)[0])
 
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
