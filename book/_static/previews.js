@@ -59,6 +59,13 @@
     box.style.top = `${(fits ? below : above) + scrollY}px`;
   }
 
+  // The drawing of a figure of this page, which previews do not carry: it would be most of their weight.
+  function drawn(link) {
+    const place = link.pathname === location.pathname ? document.getElementById(target(link).anchor) : null;
+    const figure = place && place.closest("figure");
+    return figure && figure.querySelector(".drawing");
+  }
+
   async function show(link, finger) {
     const aim = target(link);
     if (!aim || shownFor === link) {
@@ -78,6 +85,11 @@
     mine.className = "book-preview";
     mine.setAttribute("role", "tooltip");
     mine.innerHTML = html.replaceAll("{root}", root.href);
+    const figure = mine.querySelector("figure");
+    const drawing = figure && drawn(link);
+    if (drawing) {
+      figure.prepend(drawing.cloneNode(true));
+    }
     if (finger) {
       const hint = document.createElement("p");
       hint.className = "preview-hint";

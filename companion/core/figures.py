@@ -112,7 +112,7 @@ def _show_in_notebooks() -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    shell: Any = get_ipython()  # type: ignore[no-untyped-call]
+    shell: Any = get_ipython()
     backend = matplotlib.get_backend()
     if shell is None or "inline" not in backend:
         return
@@ -120,7 +120,7 @@ def _show_in_notebooks() -> None:
 
     plt.switch_backend(backend)  # it would set its own formats when it is first used
     formatters = shell.display_formatter.formatters
-    formatters["image/png"].for_type(Figure, lambda figure: retina_figure(figure, base64=True))
+    formatters["image/png"].for_type(Figure, lambda figure: retina_figure(figure, base64=True))  # type: ignore[no-untyped-call]
     if os.environ.get("COMPANION_FIGURES") == "svg":
         formatters["image/svg+xml"].for_type(Figure, svg)
 

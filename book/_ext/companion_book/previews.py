@@ -22,7 +22,9 @@ LONGEST = 1200  # characters of text; what is longer is cut between two blocks
 # What means nothing in a preview.
 USELESS = (
     ".headerlink, .check, .check-back, .used-in, .backrefs, script, style, button, .tags, "
-    ".only-print, .label"
+    ".only-print, .label, .interactive-stage"
+    # The script takes a drawing from the page itself: it is far heavier than all the words.
+    ", .drawing"
 )
 # Attributes that a preview keeps; an id would be on the page twice.
 KEPT = ("class", "src", "alt", "lang", "aria-hidden", "viewbox", "d")
