@@ -102,7 +102,7 @@ def test_a_term_shows_its_definition_and_both_chinese_forms(
     [
         ("p a.reference[href^='#equation-']", ".equation mjx-container"),
         ("p a.reference[href*='.html#equation-']", ".equation mjx-container"),
-        ("p a[href^='#'][href*='fig-']", "figure .drawing svg.panel"),
+        ("p a.reference[href^='#fig-']", "figure .drawing svg.panel"),
         ("p a[href*='api/'][href*='#companion.']", "pre"),
     ],
     ids=["equation", "equation of another chapter", "figure", "function"],
