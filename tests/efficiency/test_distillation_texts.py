@@ -1,12 +1,14 @@
 """Distillation through texts and hidden states, and the run that the chapter shows."""
 
 import itertools
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from jaxtyping import config
 from torch import Tensor
 
 from companion import data
@@ -28,16 +30,25 @@ from companion.pretraining.autoregressive import next_token_loss
 from companion.transformer.block import Decoder, TransformerConfig
 
 
+@pytest.fixture
+def own_checks() -> Iterator[None]:
+    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", before)
+
+
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def a_decoder(seed: int, vocab: int = 7) -> Decoder:
-    config = TransformerConfig(vocab=vocab, dim=12, layers=1, heads=3, ff_dim=13, context=17)
+    sizes = TransformerConfig(vocab=vocab, dim=12, layers=1, heads=3, ff_dim=13, context=17)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Decoder(config).double().eval()
+        model = Decoder(sizes).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3.0)  # away from the uniform answers of a fresh model
@@ -157,6 +168,7 @@ def test_steps_on_its_own_texts_bring_a_student_to_its_teacher() -> None:
     assert sum(losses[-5:]) < 0.3 * sum(losses[:5])
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_texts_that_do_not_fit_are_refused() -> None:
     texts = written_texts(TEACHER, PROMPTS, tokens=3)
     with pytest.raises(ValueError, match="same shape"):
@@ -257,6 +269,7 @@ def test_minilm_s_loss_reads_the_sites_of_a_model_and_its_gradient_is_exact() ->
         (lambda: minilm_loss((numbers(3, 5, 7),) * 3, (numbers(3, 5, 7),) * 3), "queries of the"),
     ],
 )
+@pytest.mark.usefixtures("own_checks")
 def test_states_that_do_not_fit_are_refused(call: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call()
@@ -289,10 +302,10 @@ def test_the_script_of_the_run_runs(scripts: Any, monkeypatch: pytest.MonkeyPatc
         def decode(self, ids: list[int]) -> str:
             return " ".join(map(str, ids))
 
-    config = TransformerConfig(vocab=131, dim=12, layers=1, heads=3, ff_dim=13, context=256)
+    shape = TransformerConfig(vocab=131, dim=12, layers=1, heads=3, ff_dim=13, context=256)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        teacher = Decoder(config).eval()
+        teacher = Decoder(shape).eval()
     text = SimpleNamespace(model=teacher, tokenizer=Letters(), start=0)
     monkeypatch.setattr(script, "smollm2", lambda: text)
     model = ["--seeds", "2", "--layers", "1", "--dim", "8", "--heads", "2", "--lr", "0.05"]
