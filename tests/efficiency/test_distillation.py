@@ -238,6 +238,55 @@ def test_the_teacher_is_used() -> None:
     assert float((slopes[0] - slopes[1]).abs().min()) > 0
 
 
+def test_a_position_with_an_ignored_target_counts_for_nobody() -> None:
+    s, t, y = numbers(5, 7).requires_grad_(), numbers(5, 7, seed=1), torch.tensor([0, 3, -100, 2, 2])
+    kept = y != -100
+    for alpha in (0.0, 0.3, 1.0):
+        found = kd_loss(s, t, y, temperature=2.0, alpha=alpha)
+        want = kd_loss(s[kept], t[kept], y[kept], temperature=2.0, alpha=alpha)
+        torch.testing.assert_close(found, want)
+        (slope,) = torch.autograd.grad(found, s)
+        assert not slope[2].any()
+    torch.testing.assert_close(kd_loss(s, t, y, temperature=2.0, alpha=0.0), F.cross_entropy(s, y))
+    real = torch.tensor([True, True, True, False, True])
+    both = kept & real
+    torch.testing.assert_close(
+        kd_loss(s, t, y, temperature=2.0, alpha=0.3, real=real),
+        kd_loss(s[both], t[both], y[both], temperature=2.0, alpha=0.3),
+    )
+    with pytest.raises(ValueError, match="no target counts"):
+        kd_loss(s, t, torch.full((5,), -100), temperature=2.0, alpha=0.5)
+
+
+def test_a_term_of_weight_zero_is_left_out_even_where_it_is_infinite() -> None:
+    s, t, y = numbers(2, 3), numbers(2, 3, seed=1), torch.tensor([1, 2])
+    less = torch.tensor([[-INF, 0.3, 0.7], [-INF, 1.0, 0.2]], dtype=torch.float64)
+    found = kd_loss(less, t, y, temperature=1.0, alpha=0.0)
+    torch.testing.assert_close(found, F.cross_entropy(less, y))
+    excluded = torch.tensor([0, 0])  # labels that the student excludes, and only the teacher counts
+    assert float(kd_loss(less, less, excluded, temperature=1.0, alpha=1.0)) == 0.0
+    assert bool(kd_loss(s, t, y, temperature=1.0, alpha=0.5).isfinite())
+
+
+def test_in_single_precision_a_hot_gradient_keeps_digits_that_the_loss_has_lost() -> None:
+    s, t = numbers(3, 47), numbers(3, 47, seed=1)
+
+    def loss_and_slope(dtype: torch.dtype, temperature: float) -> tuple[Tensor, Tensor]:
+        z = s.to(dtype).requires_grad_()
+        loss = kd_loss(z, t.to(dtype), temperature=temperature, alpha=1.0)
+        return loss.detach().double(), torch.autograd.grad(loss, z)[0].double()
+
+    for temperature, digits in ((20.0, 1e-5), (300.0, 2e-4), (1e4, 5e-3)):
+        (near, slope), (exact, want) = (
+            loss_and_slope(dtype, temperature) for dtype in (torch.float32, torch.float64)
+        )
+        # Log-probabilities near -log 47 round by 2.3e-7; their differences are of order 1 / T, and
+            # the loss is of the square of that.
+        assert float((slope - want).norm() / want.norm()) < digits
+        if temperature < 500:
+            torch.testing.assert_close(near, exact, rtol=2.3e-7 * temperature**2, atol=0)
+
+
 # ------------------------------------------------------------------ edges of the support
 
 
@@ -391,6 +440,30 @@ def test_a_teacher_without_a_tail_adds_nothing_for_it() -> None:
     assert bool(s.grad.isfinite().all())
 
 
+def test_classes_that_both_exclude_leave_the_gradient_of_the_merged_loss_clean() -> None:
+    # All that is left for the tail is padding of the vocabulary.
+    t = torch.tensor([[0.0, 1.0, -INF, -INF]], dtype=torch.float64)
+    s = torch.tensor([[0.4, -0.3, -INF, -INF]], dtype=torch.float64).requires_grad_()
+    found = top_k_kd_loss(s, top_k_log_probs(t, k=2))
+    torch.testing.assert_close(found, forward_kl(s, t))
+    (slope,) = torch.autograd.grad(found, s)
+    difference = s.detach().softmax(-1) - t.softmax(-1)
+    torch.testing.assert_close(slope, difference)
+    # A tail that only the student excludes is infinitely far, as in the whole divergence.
+    more = top_k_log_probs(torch.tensor([[0.0, 1.0, 0.5, -INF]], dtype=torch.float64), k=2)
+    assert float(top_k_kd_loss(s, more).detach()) == INF
+
+
+def test_of_equal_classes_any_may_be_kept() -> None:
+    t = torch.tensor([[1.0, 1.0, 1.0, 0.0]], dtype=torch.float64)
+    s = numbers(1, 4)
+    top = top_k_log_probs(t, k=2)
+    assert top.ids.unique().numel() == 2
+    assert int(top.ids.max()) < 3
+    assert 0 < float(top_k_kd_loss(s, top)) <= float(forward_kl(s, t))
+    torch.testing.assert_close(top_k_kd_loss(t, top), torch.zeros((), dtype=torch.float64))
+
+
 # ------------------------------------------------------------------ a teacher that scores facts
 
 
@@ -434,6 +507,13 @@ def test_scores_have_an_open_zero_but_not_an_open_scale() -> None:
         (lambda: kd_loss(numbers(2, 3), numbers(2, 3), temperature=INF, alpha=1.0), "temperature"),
         (lambda: generalized_jsd(numbers(2, 3), numbers(2, 3), beta=1.2, scaled=True), "beta"),
         (lambda: top_k_log_probs(numbers(2, 3), k=3), "k must be from 1 to 2"),
+        (lambda: top_k_log_probs(torch.tensor(1.0), k=1), "an axis of classes"),
+        (
+            lambda: kd_loss(
+                numbers(2, 3), numbers(2, 3), torch.zeros(3).long(), temperature=2.0, alpha=0.5
+            ),
+            "targets must have",
+        ),
         (
             lambda: top_k_kd_loss(numbers(3, 5), top_k_log_probs(numbers(2, 5), k=2)),
             "must be the same",

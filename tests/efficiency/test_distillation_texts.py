@@ -175,6 +175,8 @@ def test_texts_that_do_not_fit_are_refused() -> None:
         sequence_kd_loss(STUDENT, WrittenTexts(texts.ids, texts.counts[:, 1:]))
     with pytest.raises(ValueError, match="without tokens teaches nothing"):
         gkd_loss(STUDENT, TEACHER, WrittenTexts(texts.ids, ~(texts.ids >= 0)), beta=0.5)
+    with pytest.raises(ValueError, match="nothing was written"):
+        sequence_kd_loss(STUDENT, WrittenTexts(texts.ids, ~(texts.ids >= 0)))
     with pytest.raises(ValueError, match="the vocabularies do"):
         gkd_loss(a_decoder(3, vocab=11), TEACHER, texts, beta=0.5)
 
@@ -262,6 +264,8 @@ def test_minilm_s_loss_reads_the_sites_of_a_model_and_its_gradient_is_exact() ->
         (lambda: feature_loss(numbers(3, 5), numbers(3, 7), numbers(7, 5)), "projection must have"),
         (lambda: feature_loss(numbers(2, 5), numbers(3, 7), numbers(5, 7)), "the same tokens"),
         (lambda: relation(numbers(3, 5), numbers(3, 7)), "the same shape"),
+        (lambda: relation(numbers(2, 3, 5), real=torch.ones(2, 4).bool()), "and 3 tokens"),
+        (lambda: relation(numbers(2, 3, 5), real=torch.ones(4, 3).bool()), "the batch's axes"),
         (
             lambda: minilm_loss((numbers(2, 3, 5, 7),) * 3, (numbers(2, 6, 5, 7),) * 3),
             "same batch, heads and tokens",

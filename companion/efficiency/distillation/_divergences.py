@@ -40,7 +40,9 @@ def mean_over(losses: Tensor, real: Tensor | None) -> Tensor:
             f"real must have one entry a position, {tuple(losses.shape)}, got {tuple(real.shape)}"
         )
     if can_read(real) and not bool(real.any()):
-        raise ValueError("real is False everywhere: a batch without tokens teaches nothing")
+        raise ValueError(
+            "real is False everywhere, or no target counts: a batch without tokens teaches nothing"
+        )
     kept = torch.where(real, losses, torch.zeros_like(losses))
     return kept.sum() / real.sum().clamp_min(1)
 

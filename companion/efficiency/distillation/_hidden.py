@@ -24,7 +24,7 @@ def feature_loss(
 
     Args:
         student: Hidden states :math:`h_s`, a row a token.
-        teacher: Hidden states :math:`h_t` of the same tokens.
+        teacher: Hidden states :math:`h_t` of the same tokens, detached unless the teacher learns.
         projection: :math:`W`, which learns together with the student and is then thrown away. May
             be left out where the widths are equal.
         real: Which tokens count; all by default.
@@ -110,6 +110,11 @@ def relation(
     a, b = wide(first), wide(second)
     scores = a @ b.mT / a.shape[-1] ** 0.5
     n = scores.shape[-1]
+    if real is not None and real.shape != (*first.shape[: real.ndim - 1], n):
+        raise ValueError(
+            f"real must have the batch's axes and {n} tokens, got {tuple(real.shape)} for first "
+            f"of shape {tuple(first.shape)}"
+        )
     if causal:
         after = torch.ones(n, n, dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(after, -torch.inf)
@@ -138,7 +143,7 @@ def minilm_loss(
 
     Args:
         student: Queries, keys and values of one layer, (batch, heads, n, width) each.
-        teacher: The same of the teacher.
+        teacher: The same of the teacher, detached unless it learns, too.
         real: ``True`` for tokens, ``False`` for padding.
         causal: Whether the models are decoders.
 

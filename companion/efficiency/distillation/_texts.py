@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from companion.core import check_same_shape, check_shape
+from companion.core import can_read, check_same_shape, check_shape
 from companion.efficiency.distillation._divergences import generalized_jsd
 from companion.foundations.cross_entropy import IGNORE, chunked_cross_entropy
 from companion.models import Pick, generate, greedy
@@ -89,10 +89,10 @@ def sequence_kd_loss(student: Decoder, texts: WrittenTexts) -> Float[Tensor, ""]
         texts: From :func:`written_texts`, by the teacher.
 
     Returns:
-        The loss in nats.
+        The loss in nats, a mean over the tokens that were written.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or nothing was written.
 
     References:
         Kim and Rush 2016, arXiv:1606.07947, sec. 3.2, with beam search.
@@ -108,7 +108,10 @@ def sequence_kd_loss(student: Decoder, texts: WrittenTexts) -> Float[Tensor, ""]
         torch.Size([])
     """
     _check(texts)
-    targets = texts.ids[:, 1:].long().where(texts.counts[:, 1:], IGNORE)
+    counts = texts.counts[:, 1:]
+    if can_read(counts) and not bool(counts.any()):
+        raise ValueError("texts.counts is False everywhere: nothing was written to learn from")
+    targets = texts.ids[:, 1:].long().where(counts, IGNORE)
     hidden = student.hidden(texts.ids[:, :-1])
     return chunked_cross_entropy(hidden, student.head.weight.T, targets)
 
