@@ -239,7 +239,8 @@ def test_the_teacher_is_used() -> None:
 
 
 def test_a_position_with_an_ignored_target_counts_for_nobody() -> None:
-    s, t, y = numbers(5, 7).requires_grad_(), numbers(5, 7, seed=1), torch.tensor([0, 3, -100, 2, 2])
+    s, t = numbers(5, 7).requires_grad_(), numbers(5, 7, seed=1)
+    y = torch.tensor([0, 3, -100, 2, 2])
     kept = y != -100
     for alpha in (0.0, 0.3, 1.0):
         found = kd_loss(s, t, y, temperature=2.0, alpha=alpha)
@@ -281,7 +282,7 @@ def test_in_single_precision_a_hot_gradient_keeps_digits_that_the_loss_has_lost(
             loss_and_slope(dtype, temperature) for dtype in (torch.float32, torch.float64)
         )
         # Log-probabilities near -log 47 round by 2.3e-7; their differences are of order 1 / T, and
-            # the loss is of the square of that.
+        # the loss is of the square of that.
         assert float((slope - want).norm() / want.norm()) < digits
         if temperature < 500:
             torch.testing.assert_close(near, exact, rtol=2.3e-7 * temperature**2, atol=0)
