@@ -222,6 +222,7 @@ def test_local_attention_agrees_with_longformer_and_with_the_package() -> None:
     torch.testing.assert_close(package(Q, K, V), found, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_wrong_with_a_window_is_said() -> None:
     Q, K, V = grouped()
     with pytest.raises(ValueError, match="37 queries and 30 keys"):
@@ -273,6 +274,7 @@ def test_layouts_have_as_many_blocks_as_they_should() -> None:
     assert torch.equal((fixed @ fixed) > 0, torch.ones(25, 25).tril() > 0)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_wrong_with_a_layout_is_said() -> None:
     Q, K, V = grouped()
     with pytest.raises(ValueError, match="8 blocks of 5, but the layout has 7"):
@@ -326,6 +328,7 @@ def test_linformer_mixes_the_future_into_every_key() -> None:
     assert gradient[0, 0, 1, 0] == 1
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_wrong_with_the_mixtures_is_said() -> None:
     Q, K, V = (normal(B, H, N, D, seed=s) for s in range(3))
     with pytest.raises(ValueError, match=r"E must have shape \(rank, 37\) or \(6, rank, 37\)"):
@@ -453,6 +456,7 @@ def test_hashes_of_the_package_are_ours() -> None:
     assert torch.equal(ours + 8 * torch.arange(3)[:, None], theirs)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_wrong_with_hashing_is_said() -> None:
     x = normal(1, 2, 11, 5)
     g = torch.Generator()

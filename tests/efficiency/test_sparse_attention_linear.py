@@ -211,6 +211,7 @@ def test_the_operations_of_chunks() -> None:
     assert counted == 2 * 2 * n * (c * m + c * d + 2 * m * d)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_wrong_with_linear_attention_is_said() -> None:
     q, k, v = memory()
     with pytest.raises(ValueError, match="a decay counts from the past"):
@@ -285,6 +286,7 @@ def test_the_gated_delta_rule_is_that_of_qwen() -> None:
         torch.testing.assert_close(out.transpose(1, 2).double(), ours, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_wrong_with_the_delta_rule_is_said() -> None:
     q, k, v = memory()
     with pytest.raises(ValueError, match="a beta for each key"):

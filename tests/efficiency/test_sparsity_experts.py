@@ -136,14 +136,14 @@ def test_the_bias_balances_without_a_gradient() -> None:
     bias = torch.zeros(5).double()
     first = route(logits, k=2, bias=bias)
     for _ in range(300):
-        bias = balance_bias(bias, route(logits, k=2, bias=bias), rate=0.01)
+        bias = balance_bias(bias, route(logits, k=2, bias=bias), step=0.01)
     last = route(logits, k=2, bias=bias)
     load = [torch.bincount(r.experts.flatten(), minlength=5).double() / 160 for r in (first, last)]
     uneven = [float((each - 1).abs().max()) for each in load]
     assert uneven[0] > 0.8
     assert uneven[1] < uneven[0] / 3  # one step of the bias still moves some tokens to and fro
-    with pytest.raises(ValueError, match="rate must lie in"):
-        balance_bias(bias, last, rate=-1.0)
+    with pytest.raises(ValueError, match="step must lie in"):
+        balance_bias(bias, last, step=-1.0)
 
 
 def test_tokens_beyond_the_capacity_are_left_out_second_choices_first() -> None:
@@ -214,6 +214,7 @@ def test_half_precision_goes_through() -> None:
     torch.testing.assert_close(layer(x), mixture_by_hand(layer, x), rtol=0.05, atol=0.3)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="k must be from 1 to 4, got 5"):
         route(numbers(3, 4), k=5)

@@ -16,7 +16,7 @@ from companion.efficiency.sparsity import (
     HardConcrete,
     RigL,
     block_mask,
-    cosine_fraction,
+    cosine_ratio,
     global_masks,
     group_soft_threshold,
     lasso,
@@ -78,6 +78,7 @@ def test_masks_over_several_tensors_compare_them_together_and_never_return_a_wei
         global_masks({}, sparsity=0.5)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_wanda_compares_within_a_row_what_magnitude_compares_in_the_matrix() -> None:
     W = torch.tensor([[1.0, 2.0], [3.0, 0.5]])
     H = 2 * torch.diag(torch.tensor([100.0, 1.0]))  # inputs of length 10 and 1
@@ -199,7 +200,7 @@ def test_rigl_keeps_the_number_of_connections_and_what_grows_is_zero() -> None:
     W, mask = numbers(7, 11), magnitude_mask(numbers(7, 11, seed=1), sparsity=0.7)
     W = W * mask
     gradient = numbers(7, 11, seed=2)
-    new, after = rigl_update(W, mask, gradient, fraction=0.4)
+    new, after = rigl_update(W, mask, gradient, ratio=0.4)
     assert int(after.sum()) == int(mask.sum())
     grown = after & ~mask
     assert not new[grown].any()
@@ -210,7 +211,7 @@ def test_rigl_keeps_the_number_of_connections_and_what_grows_is_zero() -> None:
     assert int((mask & (new == 0)).sum()) == count
     reached = (~mask | (new == 0)) & ~after
     assert gradient[after & (new == 0)].abs().min() >= gradient[reached].abs().max()
-    same, still = rigl_update(W, mask, gradient, fraction=0.0)
+    same, still = rigl_update(W, mask, gradient, ratio=0.0)
     assert torch.equal(same, W)
     assert torch.equal(still, mask)
 
@@ -243,7 +244,7 @@ def test_connections_move_on_time_and_stop() -> None:
         assert int(moving.masks["w"].sum()) == 14
         moving.after_step()
     assert moved == [False, True, False, True, False, False, False, False]
-    assert cosine_fraction(3, end=6, start=0.5) == pytest.approx(0.25)
+    assert cosine_ratio(3, end=6, start=0.5) == pytest.approx(0.25)
     w.grad = None
     with pytest.raises(ValueError, match="w has no gradient"):
         moving.after_backward()

@@ -205,6 +205,7 @@ def test_sparsegpt_does_not_change_when_the_hessian_is_scaled() -> None:
         torch.testing.assert_close(scaled, new, **CLOSE)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_sparsegpt_keeps_shares_and_patterns_exactly() -> None:
     _, W, H = problem(7, 12)
     _, mask = sparsegpt(W, H, sparsity=0.5, block=4)
@@ -267,6 +268,7 @@ def test_a_model_is_pruned_block_after_block(method: str) -> None:
             torch.testing.assert_close(made, new, **CLOSE)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_pruning_a_model_is_refused_where_it_would_be_wrong() -> None:
     ids = torch.arange(5)[None]
     with pytest.raises(ValueError, match="has no blocks"):

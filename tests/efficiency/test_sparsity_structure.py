@@ -71,7 +71,7 @@ def test_factors_that_know_the_inputs_change_the_outputs_least() -> None:
     torch.testing.assert_close(Q @ A @ B, aware[0] @ aware[1])
     with pytest.raises(ValueError, match="not positive definite"):
         activation_aware_factors(W, H - 1e9 * torch.eye(7).double(), rank=2)
-    with pytest.raises(ValueError, match="damping must be"):
+    with pytest.raises(ValueError, match="damping must lie in"):
         activation_aware_factors(W, H, rank=2, damping=-0.1)
 
 

@@ -155,26 +155,26 @@ def balance_bias(
     bias: Float[Tensor, " experts"],
     routing: Routing,
     *,
-    rate: float = 1e-3,
+    step: float = 1e-3,
     real: Bool[Tensor, " tokens"] | None = None,
 ) -> Float[Tensor, " experts"]:
     r"""Move the bias of the choice toward balance, with no loss and no gradient.
 
-    .. math:: b_i \leftarrow b_i + \text{rate}\cdot\operatorname{sign}(\bar c - c_i)
+    .. math:: b_i \leftarrow b_i + \text{step}\cdot\operatorname{sign}(\bar c - c_i)
 
     for :math:`c_i` the choices of expert :math:`i` and :math:`\bar c` their mean.
 
     Args:
         bias: The bias so far.
         routing: The choices that it led to.
-        rate: Size of the step.
+        step: By how much an entry moves.
         real: ``True`` for tokens, ``False`` for padding.
 
     Returns:
         The new bias.
 
     Raises:
-        ValueError: If shapes do not fit or the rate is negative.
+        ValueError: If shapes do not fit or the step is negative.
 
     References:
         Wang et al. 2024, arXiv:2408.15664, algorithm 1.
@@ -182,18 +182,18 @@ def balance_bias(
     Book: :doc:`/book/efficiency/sparsity`
 
     Example:
-        >>> balance_bias(torch.zeros(3), route(torch.eye(3)[:2], k=1), rate=0.5)
+        >>> balance_bias(torch.zeros(3), route(torch.eye(3)[:2], k=1), step=0.5)
         tensor([-0.5000, -0.5000,  0.5000])
     """
     check_shape("bias", bias, (routing.probabilities.shape[1],))
-    check_in_range("rate", rate, low=0.0, open_high=True)
+    check_in_range("step", step, low=0.0, open_high=True)
     chosen = routing.experts
     if real is not None:
         check_shape("real", real, (chosen.shape[0],))
         chosen = chosen[real]
     flat = chosen.flatten()
     counts = torch.zeros_like(bias).scatter_add(0, flat, torch.ones_like(flat, dtype=bias.dtype))
-    return bias + rate * torch.sign(counts.mean() - counts)
+    return bias + step * torch.sign(counts.mean() - counts)
 
 
 class MixtureOfExperts(HasSites):
