@@ -60,12 +60,13 @@ def test_page_stands_on_a_desk(
     light, dark = THEMES
     visit(browser, server + name, 1440, light)
     wrong = standing(browser, light) + complaints(browser, server)
-    for colors in (False, True):
-        wrong += [f"{light}: {what}" for what in barriers(browser, colors=colors)]
     switch(browser, dark)
     wrong += standing(browser, dark)
-    # Nothing of what axe looks for but colors depends on the theme.
-    wrong += [f"{dark}: {what}" for what in barriers(browser, colors=True)]
     if name in LESSONS:
         wrong += glaring(browser) + follow_a_mark(browser)
+    wrong += [f"{dark}: {what}" for what in barriers(browser, colors=True)]
+    switch(browser, light)
+    # Nothing of what axe looks for but colors depends on the theme.
+    for colors in (True, False):
+        wrong += [f"{light}: {what}" for what in barriers(browser, colors=colors)]
     assert wrong == []
