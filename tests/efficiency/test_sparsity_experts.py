@@ -224,3 +224,33 @@ def test_what_is_out_of_range_is_refused() -> None:
         MixtureOfExperts(3, 4, experts=2, capacity=0.0)
     with pytest.raises(ValueError, match="scores must be"):
         MixtureOfExperts(3, 4, experts=2, scores="tanh")  # type: ignore[arg-type]
+
+
+def test_sigmoids_that_round_to_zero_or_one_still_route() -> None:
+    """In float32 the sigmoid of -200 is 0 and those of 20 and 30 are 1."""
+    low = torch.tensor([[-200.0, -210.0, -201.0, -220.0]])
+    made = route(low, k=2, scores="sigmoid")
+    assert made.experts.tolist() == [[0, 2]]
+    # Far below zero the sigmoid is the exponential, so its shares are a softmax.
+    torch.testing.assert_close(made.probabilities, torch.softmax(low, 1))
+    torch.testing.assert_close(made.gates, torch.softmax(low[:, [0, 2]], 1))
+    assert load_balance(made).isfinite()
+    high = route(torch.tensor([[20.0, 40.0, 30.0, 50.0]]), k=2, scores="sigmoid")
+    assert high.experts.tolist() == [[3, 1]]
+    assert high.gates.tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_bias_counts_choices_in_full_in_half_precision(dtype: torch.dtype) -> None:
+    """A sum of ones stops at 256 in bfloat16 and at 2,048 in float16."""
+    logits = torch.zeros(9000, 3)
+    logits[:4000, 0] = logits[4000:6900, 1] = logits[6900:, 2] = 1.0
+    moved = balance_bias(torch.zeros(3, dtype=dtype), route(logits, k=1), step=0.5)
+    assert moved.dtype == dtype
+    assert moved.tolist() == [-0.5, 0.5, 0.5]  # 4,000, 2,900 and 2,100 choices
+
+
+def test_no_token_is_no_work() -> None:
+    layer = mixture(k=2)
+    assert layer(torch.zeros(2, 0, 7).double()).shape == (2, 0, 7)
+    assert route(torch.zeros(0, 5), k=2).gates.shape == (0, 2)

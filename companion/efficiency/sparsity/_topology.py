@@ -157,13 +157,17 @@ class RigL:
         Returns:
             Whether connections have moved. Gradients are 0 then, and the step of the optimizer
             should be left out.
+
+        Raises:
+            ValueError: If a weight has no gradient. Nothing is changed.
         """
+        if missing := [name for name, w in self.weights.items() if w.grad is None]:
+            raise ValueError(f"{missing[0]} has no gradient: call backward first")
         self.step += 1
         ratio = cosine_ratio(self.step, end=self.end, start=self.start)
         moves = self.step % self.every == 0 and ratio > 0
         for name, w in self.weights.items():
-            if w.grad is None:
-                raise ValueError(f"{name} has no gradient: call backward first")
+            assert w.grad is not None
             if moves:
                 new, self.masks[name] = rigl_update(w, self.masks[name], w.grad, ratio=ratio)
                 w.copy_(new)
