@@ -149,6 +149,19 @@ def test_an_integer_product_is_exact_at_the_ends_of_the_range(inputs):
     assert torch.equal(int8_matmul(X, W), torch._int_mm(X, W))
 
 
+@pytest.mark.usefixtures("own_checks")
+def test_an_integer_product_refuses_sums_that_may_not_fit_into_32_bits():
+    most = 133_144
+    assert 127**2 * most < 2**31 <= 127**2 * (most + 1)
+    one = torch.full((1, 1), 127, dtype=torch.int8)
+    X, W = one.expand(1, most), one.expand(most, 1)
+    assert int8_matmul(X, W).item() == 127**2 * most
+    with pytest.raises(ValueError, match="may not fit into 32 bits: give 133144 inputs"):
+        int8_matmul(one.expand(1, most + 1), one.expand(most + 1, 1))
+    with pytest.raises(ValueError, match="codes must be int8, got"):
+        int8_matmul(X.float(), W)
+
+
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_the_noise_is_the_integral_and_the_best_clip_its_minimum(law, bits):

@@ -469,3 +469,18 @@ def test_what_is_wrong_with_hashing_is_said() -> None:
     real = torch.ones(1, 10, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"real must have shape \(1, 11\)"):
         lsh_attention(x, x, rotations=normal(2, 5, 3), chunk=4, real=real)
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_mixing_and_hashing_refuse_what_does_not_belong_together() -> None:
+    Q, K, V = (normal(B, H, 7, width, seed=width) for width in (3, 3, 5))
+    E = normal(2, 7)
+    with pytest.raises(ValueError, match="a value for each key"):
+        linformer_attention(Q, K, V[:, :, :6], E=E, F=E)
+    with pytest.raises(ValueError, match="must have the same dtype"):
+        linformer_attention(Q, K.float(), V, E=E, F=E)
+    rotations = lsh_rotations(3, 4, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="V must be floating"):  # not cut to whole numbers
+        lsh_attention(Q, V.long(), rotations=rotations.double(), chunk=2)
+    with pytest.raises(ValueError, match="QK must be floating"):
+        lsh_attention(Q.long(), V, rotations=rotations.double(), chunk=2)
