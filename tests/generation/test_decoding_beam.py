@@ -23,7 +23,8 @@ def pair(tmp_path_factory: Any) -> tuple[Decoder, Any]:
     config = GPT2Config(vocab_size=V, n_positions=64, n_embd=24, n_layer=2, n_head=3)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        theirs = GPT2LMHeadModel(config).eval()
+        theirs: Any = GPT2LMHeadModel(config)
+        theirs.eval()
         for parameter in theirs.parameters():
             if parameter.ndim == 2:
                 torch.nn.init.normal_(parameter, std=0.35)

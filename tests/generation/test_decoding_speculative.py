@@ -7,15 +7,22 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
+from jaxtyping import config
 from torch import Tensor
 
 from companion.core import generator
 from companion.generation import decoding as de
-from companion.models import History, generate, greedy, sample
+from companion.models import History, generate, sample
 from companion.pretraining.autoregressive import initialize, llama_config
-from companion.transformer.block import Decoder, EncoderDecoder
+from companion.transformer.block import Decoder
 
 V = 23
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a caller without a type checker meets."""
+    monkeypatch.setattr(config, "jaxtyping_disable", True)
 
 
 def random_model(seed: int, *, vocab: int = V, layers: int = 2, std: float = 0.6) -> Decoder:
@@ -136,7 +143,7 @@ def test_four_tokens_have_the_joint_law_of_the_model_alone(
     g, h = generator(1), generator(2)
     counts = torch.zeros(4**4)
     agreed = tried = 0
-    for rows in [6000, *[3] * 200]:
+    for rows in [6000, *[3] * 40]:
         proposer = de.DraftModel(small, generator=h, warp=de.Pipeline(**draft))
         fast = de.Speculative(model, proposer, ahead=ahead)
         pick = fast.pick(generator=g, warp=warp)
@@ -161,7 +168,7 @@ def test_single_texts_have_the_joint_law_too() -> None:
     counts: Counter[tuple[int, ...]] = Counter()
     proposer = de.DraftModel(small, generator=h)
     fast = de.Speculative(model, proposer, ahead=2)
-    for _ in range(1500):
+    for _ in range(700):
         counts[tuple(generate(fast, ids, tokens=3, pick=fast.pick(generator=g))[0].tolist())] += 1
     observed = torch.tensor([counts[a, b, c] for a in range(3) for b in range(3) for c in range(3)])
     assert chi_square(observed, law) > 1e-4
@@ -175,7 +182,7 @@ def test_prompt_lookup_has_the_joint_law_too() -> None:
     law = joint_law(model, ids, de.Pipeline(top_p=0.9), 3)
     g = generator(3)
     counts = torch.zeros(27)
-    for _ in range(1500):
+    for _ in range(700):
         fast = de.Speculative(model, de.PromptLookup(), ahead=2)
         pick = fast.pick(generator=g, warp=de.Pipeline(top_p=0.9))
         a, b, c = generate(fast, ids, tokens=3, pick=pick)[0].tolist()
@@ -330,7 +337,7 @@ def test_an_early_exit_shares_the_weights_and_leaves_the_model_alone(model: Deco
         de.early_exit(model, 3)
 
 
-def test_what_cannot_read_ahead_is_refused(model: Decoder) -> None:
+def test_what_cannot_read_ahead_is_refused(model: Decoder, unchecked: None) -> None:
     fast = de.Speculative(model, de.PromptLookup())
     ids = torch.zeros(1, 2, dtype=torch.long)
     with pytest.raises(ValueError, match="its own cache"):
@@ -349,5 +356,3 @@ def test_what_cannot_read_ahead_is_refused(model: Decoder) -> None:
         de.tokens_per_pass(1.2, 3)
     with pytest.raises(ValueError, match="same shape"):
         de.acceptance(P, Q[:2])
-    assert not isinstance(fast, EncoderDecoder)
-    assert greedy(torch.tensor([[0.0, 1.0]])).tolist() == [1]

@@ -294,8 +294,8 @@ def exact_search(
         ValueError: If a number is out of its range.
 
     Numerics:
-        The number of prefixes grows like the inverse of the probability of the mode. Prompts are
-        read again with each prefix, so this is for short ones and small models.
+        The number of prefixes grows like the inverse of the probability of the mode. The prompt is
+        read once, and the cache holds ``batch_size`` copies of it.
 
     References:
         Stahlberg and Byrne 2019, arXiv:1908.10090, whose search goes depth first.
@@ -317,6 +317,7 @@ def exact_search(
     check_ids("stop", torch.tensor([stop]), model.config.vocab)
     best: tuple[float, list[int]] = (NEVER, [])
     open_prefixes: list[tuple[float, list[int]]] = [(0.0, [])]  # by the negated log-probability
+    cache = model.cache(batch_size, min(len(ids) + tokens, model.config.context))
     count = 0
     while open_prefixes and -open_prefixes[0][0] > best[0] and count < reads:
         chosen = [heappop(open_prefixes)]
@@ -327,12 +328,9 @@ def exact_search(
         for one in aside:
             heappush(open_prefixes, one)
         count += len(chosen)
-        prefixes = torch.tensor([prefix for _, prefix in chosen], dtype=ids.dtype)
-        texts = torch.cat([ids.expand(len(chosen), -1), prefixes.to(ids.device)], 1)
-        with torch.inference_mode():
-            logs = wide(model(texts, last=1)[:, -1]).log_softmax(-1).cpu()
+        logs = _continuations(model, ids, [prefix for _, prefix in chosen], cache, batch_size)
         before = torch.tensor([-cost for cost, _ in chosen], dtype=torch.float64)
-        scores = before[:, None] + logs.double()
+        scores = before[:, None] + logs
         for row, (_, prefix) in enumerate(chosen):
             if float(scores[row, stop]) > best[0]:
                 best = (float(scores[row, stop]), [*prefix, stop])
@@ -342,3 +340,20 @@ def exact_search(
                 heappush(open_prefixes, (-float(scores[row, token]), [*chosen[row][1], token]))
     proven = best[0] > NEVER and not (open_prefixes and -open_prefixes[0][0] > best[0])
     return Mode(torch.tensor(best[1], dtype=ids.dtype), best[0], proven, count)
+
+
+def _continuations(
+    model: Any, ids: Tensor, prefixes: list[list[int]], cache: Any, rows: int
+) -> Tensor:
+    """Log-probabilities of what follows the prompt and each of the prefixes, in float64."""
+    with torch.inference_mode():
+        if cache.length == 0:
+            logits = model(ids.expand(rows, -1), cache=cache, last=1)
+        else:
+            cache.truncate(len(ids))
+            # The cache has a fixed number of rows: what is missing repeats the first prefix.
+            filled = [*prefixes, *[prefixes[0]] * (rows - len(prefixes))]
+            new = torch.tensor(filled, dtype=ids.dtype, device=ids.device)
+            logits = model(new, cache=cache, last=1)
+        found: Tensor = wide(logits[: len(prefixes), -1]).log_softmax(-1).double().cpu()
+    return found

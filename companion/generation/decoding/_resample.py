@@ -175,9 +175,7 @@ class Weighted(NamedTuple):
     size: Float[Tensor, ""]
 
 
-def snis(
-    log_weights: Float[Tensor, " samples"], values: Float[Tensor, "samples ..."]
-) -> Weighted:
+def snis(log_weights: Float[Tensor, " samples"], values: Float[Tensor, "samples ..."]) -> Weighted:
     r"""Estimate a mean under p from samples of q: self-normalized importance sampling.
 
     .. math:: \hat\mu = \sum_i \bar w_i f(x_i), \qquad \bar w_i = \frac{w_i}{\sum_j w_j}
