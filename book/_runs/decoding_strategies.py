@@ -106,12 +106,12 @@ def strategies(lm: TextDecoder, articles: int, seeds: int) -> dict[str, Any]:
 def modes(lm: TextDecoder, reads: int) -> list[dict[str, Any]]:
     """The most likely answer to each question, beside the greedy one."""
     assert lm.tokenizer is not None
-    end = lm.stop[0]
+    end = lm.tokenizer.token_to_id("<|im_end|>")  # ends a turn
     rows = []
     for question in QUESTIONS:
         prompt = lm.chat_prompt(question)
         ids = torch.tensor(lm.tokenizer.encode(prompt, add_special_tokens=False).ids)
-        found = de.exact_search(lm.model, ids, stop=end, tokens=8, reads=reads, batch_size=32)
+        found = de.exact_search(lm.model, ids, stop=end, tokens=12, reads=reads, batch_size=32)
         with torch.no_grad():
             logs = lm.model(ids[None], last=1)[0, -1].log_softmax(-1)
         written = generate(lm.model, ids[None], tokens=60, stop=[end])[0]
@@ -171,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--articles", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--reads", type=int, default=600)
+    parser.add_argument("--reads", type=int, default=1200)
     parser.add_argument("--texts", type=int, default=4)
     asked = parser.parse_args()
     torch.set_num_threads(1)
