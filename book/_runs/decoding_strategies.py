@@ -171,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--articles", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--reads", type=int, default=1200)
+    parser.add_argument("--reads", type=int, default=400)
     parser.add_argument("--texts", type=int, default=4)
     asked = parser.parse_args()
     torch.set_num_threads(1)
