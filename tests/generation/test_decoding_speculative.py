@@ -168,7 +168,7 @@ def test_single_texts_have_the_joint_law_too() -> None:
     counts: Counter[tuple[int, ...]] = Counter()
     proposer = de.DraftModel(small, generator=h)
     fast = de.Speculative(model, proposer, ahead=2)
-    for _ in range(700):
+    for _ in range(400):
         counts[tuple(generate(fast, ids, tokens=3, pick=fast.pick(generator=g))[0].tolist())] += 1
     observed = torch.tensor([counts[a, b, c] for a in range(3) for b in range(3) for c in range(3)])
     assert chi_square(observed, law) > 1e-4
@@ -182,7 +182,7 @@ def test_prompt_lookup_has_the_joint_law_too() -> None:
     law = joint_law(model, ids, de.Pipeline(top_p=0.9), 3)
     g = generator(3)
     counts = torch.zeros(27)
-    for _ in range(700):
+    for _ in range(400):
         fast = de.Speculative(model, de.PromptLookup(), ahead=2)
         pick = fast.pick(generator=g, warp=de.Pipeline(top_p=0.9))
         a, b, c = generate(fast, ids, tokens=3, pick=pick)[0].tolist()
