@@ -297,9 +297,9 @@ class Distortion(NamedTuple):
         kl: :math:`\mathrm{KL}(q\Vert p)` in nats.
     """
 
-    mass: Float[Tensor, "*batch"]
-    tv: Float[Tensor, "*batch"]
-    kl: Float[Tensor, "*batch"]
+    mass: Float[Tensor, "..."]
+    tv: Float[Tensor, "..."]
+    kl: Float[Tensor, "..."]
 
 
 def distortion(
