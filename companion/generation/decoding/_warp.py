@@ -124,11 +124,11 @@ def top_p(logits: Float[Tensor, "*batch vocab"], mass: float) -> Float[Tensor, "
 
 
 def min_p(logits: Float[Tensor, "*batch vocab"], floor: float) -> Float[Tensor, "*batch vocab"]:
-    r"""Keep what is at least a given part as likely as the likeliest: :math:`p_i \ge c\max p`.
+    r"""Keep what is at least a given part as likely as the likeliest: :math:`p_i \ge \kappa\max p`.
 
     Args:
         logits: Logits of the next token.
-        floor: The part :math:`c`, in [0, 1].
+        floor: The part :math:`\kappa`, in [0, 1].
 
     Returns:
         Logits of what stays, minus infinity for the others.
