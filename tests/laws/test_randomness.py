@@ -190,7 +190,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
             torch.tensor([1e6, 3e6, 1e7, 3e7, 1e8, 3e8]),
             torch.tensor([9e8, 2e8, 8e9, 1e9, 7e9, 5e10]),
             torch.tensor([4.1, 4.0, 3.2, 3.3, 2.9, 2.5]),
-            bootstrap=5,
+            bootstrap=2,
             starts=1,
             generator=g,
         ).draws
