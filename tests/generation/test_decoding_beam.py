@@ -262,6 +262,26 @@ def test_a_warp_changes_what_is_searched(pair: tuple[Decoder, Any]) -> None:
     assert not torch.equal(free.ids, bound.ids)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_search_refuses_a_model_that_gives_no_distribution(
+    pair: tuple[Decoder, Any], bad: float
+) -> None:
+    class Broken:
+        config, cache = pair[0].config, staticmethod(pair[0].cache)
+
+        def __call__(self, ids: Tensor, **settings: Any) -> Tensor:
+            logits = pair[0](ids, **settings)
+            logits[:, -1, 1] = bad
+            return torch.full_like(logits, bad) if bad == -math.inf else logits
+
+    broken: Any = Broken()
+    ids = torch.ones(1, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="largest logit"):
+        de.beam_search(broken, ids, tokens=3, beams=2)
+    with pytest.raises(ValueError, match="largest logit"):
+        de.exact_search(broken, ids[0], stop=0, tokens=3)
+
+
 def test_searches_that_cannot_be_are_refused(pair: tuple[Decoder, Any]) -> None:
     model, _ = pair
     ids = torch.ones(1, 3, dtype=torch.long)
@@ -274,6 +294,8 @@ def test_searches_that_cannot_be_are_refused(pair: tuple[Decoder, Any]) -> None:
     for setting, message in wrong:
         with pytest.raises(ValueError, match=message):
             de.beam_search(model, ids, tokens=3, **setting)
+    with pytest.raises(ValueError, match="and a text of 63 exceed the model's context of 64"):
+        de.exact_search(model, ids[0], stop=0, tokens=63)
     with pytest.raises(ValueError, match="stop must lie in"):
         de.exact_search(model, ids[0], stop=99, tokens=3)
     with pytest.raises(ValueError, match="tokens of the prompt"):

@@ -186,7 +186,18 @@ def test_what_is_out_of_range_is_refused(unchecked: None) -> None:
             lambda: de.expected_utilities(["a"], ["a"], lambda h, y: 1.0, weights=torch.ones(2)),
             "weights",
         ),
+        (
+            lambda: de.expected_utilities(["a"], ["a"], lambda h, y: 1.0, weights=-torch.ones(1)),
+            "weights must be 0 or more",
+        ),
+        (lambda: de.expected_utilities(["a"], ["a"], lambda h, y: math.nan), "utility is NaN"),
         (lambda: de.noisy_channel(z, z, z, weight=-1.0), "weight"),
+        (lambda: de.noisy_channel(z, z[:3], z), "direct and channel must have the same shape"),
+        (lambda: de.best_of_n_law(z, r * math.nan, 2), "reward is NaN"),
+        (lambda: de.best_of_n_law(z - math.inf, r, 2), "largest logit"),
+        (lambda: de.snis(z - math.inf, r), "largest logit"),
+        (lambda: de.gumbel_top_k(z * math.nan, 2, generator=generator(0)), "largest logit"),
+        (lambda: de.rejection_accept(z, math.inf, generator=generator(0)), "log_bound"),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -262,6 +262,113 @@ def test_stops_streams_long_texts_and_caches_are_those_of_the_loop(model: Decode
     assert torch.equal(torch.cat([first, more], 1), free)
 
 
+def test_a_pick_does_not_take_an_old_proposal_for_the_next_text(model: Decoder) -> None:
+    ids = torch.randint(0, V, (2, 5), generator=generator(1))
+    fast = de.Speculative(model, de.DraftModel(random_model(8), generator=generator(0)), ahead=3)
+    generate(fast, ids, tokens=3, pick=fast.pick(generator=generator(1)))
+    # The plain model with this pick: what is left of the text before is no proposal for it.
+    pick = fast.pick(generator=generator(2))
+    plain = generate(model, ids, tokens=9, pick=sample(generator=generator(2)))
+    assert torch.equal(generate(model, ids, tokens=9, pick=pick), plain)
+
+
+class Failing:
+    """A model or a draft that fails once, at its third call, when it has done its work."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.calls = inner, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def count(self) -> None:
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+
+    def __call__(self, *args: Any, **settings: Any) -> Tensor:
+        made: Tensor = self.inner(*args, **settings)
+        self.count()
+        return made
+
+    def propose(self, *args: Any) -> de.Proposal:
+        made: de.Proposal = self.inner.propose(*args)
+        self.count()
+        return made
+
+
+@pytest.mark.parametrize("where", ["model", "draft", "model of the draft"])
+def test_after_an_error_writing_goes_on_as_if_there_had_been_none(
+    model: Decoder, where: str
+) -> None:
+    ids = torch.randint(0, V, (2, 5), generator=generator(1))
+    target, small = Failing(model), Failing(random_model(8, layers=1))
+    draft = Failing(
+        de.DraftModel(
+            small if where == "model of the draft" else small.inner,
+            generator=generator(0),
+            temperature=0,
+        )
+    )
+    fast = de.Speculative(
+        target if where == "model" else model, draft if where == "draft" else draft.inner, ahead=3
+    )
+    cache, columns = fast.cache(2, 40), []
+    with pytest.raises(KeyboardInterrupt):
+        generate(fast, ids, tokens=20, cache=cache, stream=columns.append)
+    text = torch.cat([ids, *[column[:, None] for column in columns]], 1)
+    rest = text[:, cache.length :]
+    written = generate(fast, rest, tokens=25 - text.shape[1], cache=cache)
+    assert torch.equal(torch.cat([text, written], 1)[:, 5:], generate(model, ids, tokens=20))
+
+
+def test_a_second_model_reads_anew_where_only_the_padding_differs(model: Decoder) -> None:
+    weak = random_model(8, layers=1)
+    ids = torch.tensor([[0, 0, 3, 4, 1]])
+    real = torch.tensor([[False, False, True, True, True]])
+    used = de.Contrast(weak)
+
+    def write(warp: de.Contrast, mask: Tensor | None) -> Tensor:
+        pick = sample(generator=generator(0), temperature=0, warp=warp)
+        return generate(model, ids, tokens=9, pick=pick, real=mask)
+
+    for mask in (None, real, None):
+        assert torch.equal(write(used, mask), write(de.Contrast(weak), mask))
+    assert not torch.equal(write(used, None), write(used, real))
+
+
+def test_rows_that_have_ended_are_not_counted(model: Decoder) -> None:
+    ids = torch.randint(0, V, (2, 5), generator=generator(1))
+    stop = int(generate(model, ids, tokens=3)[0, 2])
+    fast = de.Speculative(model, de.PromptLookup(longest=1), ahead=4)
+    pick = fast.pick(generator=generator(3), warp=de.Pipeline(temperature=0))
+    seen = set()
+
+    def counted(logits: Tensor, history: History, /) -> Tensor:
+        before = fast.tried, fast.agreed
+        made: Any = pick(logits, history)
+        going = int((~history.ended).sum())
+        tried, agreed = fast.tried - before[0], fast.agreed - before[1]
+        assert tried in (0, going)
+        assert agreed <= tried
+        seen.add((going, tried))
+        return made
+
+    generate(fast, ids, tokens=16, stop=[stop], pick=counted)
+    assert {(1, 1), (2, 2)} <= seen
+
+
+def test_a_draft_is_not_asked_for_nothing(model: Decoder) -> None:
+    class Strict(de.PromptLookup):
+        def propose(self, ids: Tensor, real: Tensor | None, ahead: int) -> de.Proposal:
+            assert ahead > 0
+            return super().propose(ids, real, ahead)
+
+    ids = torch.randint(0, V, (2, 5), generator=generator(1))
+    long = generate(de.Speculative(model, Strict()), ids, tokens=90)  # past the context
+    assert torch.equal(long, generate(model, ids, tokens=90))
+
+
 def test_beams_may_read_ahead_as_well(model: Decoder) -> None:
     ids = torch.randint(0, V, (2, 6), generator=generator(1))
     plain = de.beam_search(model, ids, tokens=7, beams=3)
@@ -356,3 +463,6 @@ def test_what_cannot_read_ahead_is_refused(model: Decoder, unchecked: None) -> N
         de.tokens_per_pass(1.2, 3)
     with pytest.raises(ValueError, match="same shape"):
         de.acceptance(P, Q[:2])
+    rows = P.log().expand(2, 3)
+    with pytest.raises(ValueError, match="proposed must have shape"):
+        de.speculative_draw(rows, torch.tensor([1]), rows, generator=generator(0))

@@ -329,12 +329,31 @@ def test_what_is_out_of_range_is_refused(unchecked: None) -> None:
         (lambda: de.no_repeat_ngram(z, 0, history(IDS[:2, :3] % 3)), "n must be 1 or more"),
         (lambda: de.distortion(z, z[:1]), "same shape"),
         (lambda: de.Pipeline(top_q=0.5), "no step is called 'top_q'"),
+        (lambda: de.Pipeline(top_k=2.5), "top_k counts tokens: give a whole number, not 2.5"),
+        (lambda: de.repetition_penalty(z, 1.5, history(IDS[:1, :3] % 3)), "history.ids must have"),
+        (lambda: de.no_repeat_ngram(z, 2, history(IDS[:1, :3] % 3)), "history.ids must have"),
         (lambda: de.Pipeline(presence_penalty=0.5)(z), "give history"),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
-    assert repr(de.Pipeline(top_k=5, top_p=0.9)) == "Pipeline(top_k=5, top_p=0.9)"
+    assert repr(de.Pipeline(top_k=5.0, top_p=0.9)) == "Pipeline(top_k=5, top_p=0.9)"
+
+
+@pytest.mark.parametrize("name", TRUNCATIONS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_no_truncation_hides_a_logit_that_is_no_number(name: str, bad: float) -> None:
+    z = torch.tensor([[bad, 1.0, 2.0, 3.0, -1.0]])
+    with pytest.raises(ValueError, match="largest logit"):
+        greedy(TRUNCATIONS[name](z))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_tiny_temperature_is_the_limit_and_does_not_overflow(dtype: torch.dtype) -> None:
+    z = torch.tensor([[3.0, 2.0, NEVER], [-5.0, -5.0, -7.0]], dtype=dtype)
+    limit = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]], dtype=dtype)
+    for T in (1e-30, 1e-45, 1e-300):
+        assert torch.equal(de.Pipeline(temperature=T, top_p=0.9)(z).softmax(-1), limit)
 
 
 def test_all_forbidden_is_an_error_of_the_draw_and_no_silent_token() -> None:

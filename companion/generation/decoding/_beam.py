@@ -13,6 +13,7 @@ from torch import Tensor
 
 from companion.core import check_count, check_ids, check_in_range, check_shape, wide
 from companion.models import History, NextToken, generate
+from companion.pretraining.autoregressive._draw import check_rows
 from companion.transformer.block import Decoder, EncoderDecoder
 
 __all__ = ["Beams", "Mode", "beam_search", "exact_search"]
@@ -121,6 +122,7 @@ class _BeamPick:
         width = self.groups[0].width
         beams = width * len(self.groups)
         vocab = logits.shape[-1]
+        check_rows(logits)
         log_probs = wide(logits).log_softmax(-1)
         if self.warp is not None:
             log_probs = self.warp(log_probs, history)
@@ -193,7 +195,8 @@ def beam_search(
         The texts and their scores, the best first.
 
     Raises:
-        ValueError: If a number is out of its range, or :func:`companion.models.generate` refuses.
+        ValueError: If a number is out of its range, :func:`companion.models.generate` refuses, or
+            the model gives no distribution: a logit is NaN, for example.
 
     Numerics:
         Scores are sums in float32 or better. A step reads one token for each beam, and copies the
@@ -291,7 +294,8 @@ def exact_search(
         The text. Minus infinity and no token, if no text ended within the limits.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of its range, prompt and text exceed the model's context, or
+            the model gives no distribution.
 
     Numerics:
         The number of prefixes grows like the inverse of the probability of the mode. The prompt is
@@ -315,9 +319,15 @@ def exact_search(
     check_count("reads", reads)
     check_count("batch_size", batch_size)
     check_ids("stop", torch.tensor([stop]), model.config.vocab)
+    context = model.config.context
+    if len(ids) + tokens - 1 > context:  # the last token is not read
+        raise ValueError(
+            f"a prompt of {len(ids)} tokens and a text of {tokens} exceed the model's context of "
+            f"{context}: ask for fewer tokens"
+        )
     best: tuple[float, list[int]] = (NEVER, [])
     open_prefixes: list[tuple[float, list[int]]] = [(0.0, [])]  # by the negated log-probability
-    cache = model.cache(batch_size, min(len(ids) + tokens, model.config.context))
+    cache = model.cache(batch_size, min(len(ids) + tokens, context))
     count = 0
     while open_prefixes and -open_prefixes[0][0] > best[0] and count < reads:
         chosen = [heappop(open_prefixes)]
@@ -339,7 +349,8 @@ def exact_search(
             for row, token in (scores > best[0]).nonzero().tolist():
                 heappush(open_prefixes, (-float(scores[row, token]), [*chosen[row][1], token]))
     proven = best[0] > NEVER and not (open_prefixes and -open_prefixes[0][0] > best[0])
-    return Mode(torch.tensor(best[1], dtype=ids.dtype), best[0], proven, count)
+    text = torch.tensor(best[1], dtype=ids.dtype, device=ids.device)
+    return Mode(text, best[0], proven, count)
 
 
 def _continuations(
@@ -355,5 +366,6 @@ def _continuations(
             filled = [*prefixes, *[prefixes[0]] * (rows - len(prefixes))]
             new = torch.tensor(filled, dtype=ids.dtype, device=ids.device)
             logits = model(new, cache=cache, last=1)
+        check_rows(logits)
         found: Tensor = wide(logits[: len(prefixes), -1]).log_softmax(-1).double().cpu()
     return found

@@ -16,14 +16,14 @@ __all__ = ["Contrast"]
 class Contrast:
     r"""Prefer what a strong model finds likelier than a weak one: contrastive decoding.
 
-    .. math:: s(x) = \log p(x) - \log p_{weak}(x) \quad\text{where } p(x) \ge c \max p
+    .. math:: s(x) = \log p(x) - \log p_{weak}(x) \quad\text{where } p(x) \ge \kappa \max p
 
     It is the ``warp`` of :func:`companion.models.sample`, or a step before a
     :class:`~companion.generation.decoding.Pipeline`; it holds the weak model and its cache.
 
     Args:
         weak: The weak model, in evaluation mode, with the same tokens.
-        floor: :math:`c`, in (0, 1]; what is less likely is removed.
+        floor: :math:`\kappa`, in (0, 1]; what is less likely is removed.
 
     Raises:
         ValueError: If the floor is out of its range.

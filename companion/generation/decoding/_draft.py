@@ -183,8 +183,8 @@ def early_exit(model: Decoder, layers: int) -> Decoder:
         ValueError: If there are not so many layers.
 
     References:
-        Zhang et al. 2024, arXiv:2309.08168, and Elhoushi et al. 2024, arXiv:2404.16710, who train
-        for it.
+        Zhang et al. 2024, arXiv:2309.08168, who skip layers in between and train nothing; Elhoushi
+        et al. 2024, arXiv:2404.16710, who train a model to exit early.
 
     Book: :doc:`/book/generation/decoding`
 

@@ -14,7 +14,7 @@ class Follower:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.cache: Any = None
-        self.known = torch.zeros(0, 0, dtype=torch.long)
+        self.known = torch.zeros(0, 0, dtype=torch.long)  # what the cache holds, padding as -1
 
     def __call__(self, text: Tensor, real: Tensor | None) -> Tensor:
         """The logits of what follows the text."""
@@ -25,15 +25,17 @@ class Follower:
             begin = min(begin, text.shape[1] - 1)
             text, real = text[:, begin:], None if real is None else real[:, begin:]
         batch, n = text.shape
-        kept = min(common(self.known, text), n - 1)
+        marked = text if real is None else text.masked_fill(~real, -1)
+        kept = min(common(self.known, marked), n - 1)
         if self.cache is None or len(self.known) != batch or n > self.cache.capacity:
             self.cache = self.model.cache(batch, min(context, max(64, 2 * n)))
             kept = 0
         self.cache.truncate(min(kept, self.cache.length))
         kept = self.cache.length
+        self.known = marked[:, :kept]  # should the model fail, the rest is read again
         with torch.inference_mode():
             logits = self.model(text[:, kept:], real=real, cache=self.cache, last=1)
-        self.known = text
+        self.known = marked
         scored: Tensor = logits[:, -1]
         return scored
 

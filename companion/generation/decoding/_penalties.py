@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_count, check_in_range
+from companion.core import check_count, check_in_range, check_shape
 from companion.models import History
 
 __all__ = [
@@ -141,6 +141,7 @@ def no_repeat_ngram(
         tensor([[0., 0., -inf, 0., 0.]])
     """
     check_count("n", n)
+    check_shape("history.ids", history.ids, (logits.shape[0], None))
     ids, real = history.ids, history.real
     length = ids.shape[1]
     if length < n:
@@ -156,6 +157,7 @@ def no_repeat_ngram(
 
 def _counts(logits: Tensor, history: History, begin: int) -> Tensor:
     """How often each token stands in the text from a column on."""
+    check_shape("history.ids", history.ids, (logits.shape[0], None))
     ids = history.ids[:, begin:].long()
     ones = torch.ones_like(ids) if history.real is None else history.real[:, begin:].long()
     return torch.zeros_like(logits, dtype=torch.long).scatter_add(1, ids, ones)

@@ -18,6 +18,7 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
 READING: dict[str, Callable[..., Tensor]] = {
     name: getattr(_penalties, name) for name in _penalties.__all__
 }
+COUNTED = ("top_k", "no_repeat_ngram")
 
 
 class Pipeline:
@@ -36,7 +37,8 @@ class Pipeline:
         steps: Names and settings, in order.
 
     Raises:
-        ValueError: If a step is unknown, or its setting is out of its range when it is used.
+        ValueError: If a step is unknown, a number of tokens is not whole, or, when it is used, a
+            setting is out of its range.
 
     Book: :doc:`/book/generation/decoding`
 
@@ -54,7 +56,14 @@ class Pipeline:
         if unknown:
             known = ", ".join([*PLAIN, *READING])
             raise ValueError(f"no step is called {unknown[0]!r}: there are {known}")
-        self.steps: tuple[tuple[str, Any], ...] = tuple(steps.items())
+        whole: dict[str, Any] = {}
+        for name, value in steps.items():
+            whole[name] = value
+            if name in COUNTED:
+                if not float(value).is_integer():
+                    raise ValueError(f"{name} counts tokens: give a whole number, not {value}")
+                whole[name] = int(value)
+        self.steps: tuple[tuple[str, Any], ...] = tuple(whole.items())
 
     def __call__(
         self, logits: Float[Tensor, "batch vocab"], history: History | None = None

@@ -10,7 +10,16 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from companion.core import check_count, check_floating, check_in_range, check_shape, rand, wide
+from companion.core import (
+    check_count,
+    check_floating,
+    check_in_range,
+    check_same_shape,
+    check_shape,
+    rand,
+    wide,
+)
+from companion.pretraining.autoregressive._draw import check_rows
 
 __all__ = [
     "Weighted",
@@ -48,8 +57,7 @@ def best_of_n(
         tensor(1)
     """
     check_count("samples", rewards.shape[-1])
-    if bool(rewards.isnan().any()):
-        raise ValueError("a reward is NaN: leave such samples out")
+    _check_rewards(rewards)
     return rewards.argmax(-1)
 
 
@@ -71,7 +79,8 @@ def best_of_n_law(
         Probabilities of the outcomes, in float64.
 
     Raises:
-        ValueError: If n is below 1, or the shapes differ.
+        ValueError: If n is below 1, the shapes differ, a reward is NaN, or no outcome has a
+            probability.
 
     References:
         Beirami et al. 2024, arXiv:2401.01879.
@@ -84,6 +93,8 @@ def best_of_n_law(
     """
     check_count("n", n)
     check_shape("rewards", rewards, tuple(log_probs.shape))
+    _check_rewards(rewards)
+    check_rows(log_probs)
     p = log_probs.double().softmax(-1)
     same = rewards[:, None] == rewards[None]
     up_to = (p * (rewards[None] <= rewards[:, None])).sum(1).clamp(max=1.0)
@@ -141,7 +152,8 @@ def rejection_accept(
         Which samples to keep.
 
     Raises:
-        ValueError: If a ratio exceeds the bound: what is kept would not have the distribution.
+        ValueError: If a ratio exceeds the bound: what is kept would not have the distribution. If
+            the bound is not finite: nothing would be kept.
 
     References:
         von Neumann 1951, "Various techniques used in connection with random digits".
@@ -154,6 +166,7 @@ def rejection_accept(
         True
     """
     check_floating("log_ratio", log_ratio)
+    check_in_range("log_bound", log_bound, open_low=True, open_high=True)
     worst = float(log_ratio.max()) if log_ratio.numel() else float("-inf")
     if not worst <= log_bound:
         raise ValueError(f"a log-ratio of {worst} exceeds the bound {log_bound}: raise log_bound")
@@ -188,7 +201,7 @@ def snis(log_weights: Float[Tensor, " samples"], values: Float[Tensor, "samples 
         The estimate. Its bias falls like :math:`1/n`.
 
     Raises:
-        ValueError: If there is no sample, or the numbers differ.
+        ValueError: If there is no sample, the numbers differ, or no sample has a weight.
 
     Book: :doc:`/book/generation/decoding`
 
@@ -199,6 +212,7 @@ def snis(log_weights: Float[Tensor, " samples"], values: Float[Tensor, "samples 
     check_count("samples", len(log_weights))
     if len(values) != len(log_weights):
         raise ValueError(f"got {len(log_weights)} weights and {len(values)} values: give one each")
+    check_rows(log_weights)
     weights = wide(log_weights).softmax(0)
     shaped = weights.view(-1, *[1] * (values.ndim - 1))
     value = (shaped * values).sum(0)
@@ -223,7 +237,7 @@ def gumbel_top_k(
         Class ids in the order of the draws.
 
     Raises:
-        ValueError: If a row has fewer than k classes of positive probability.
+        ValueError: If a row has fewer than k classes of positive probability, or a number is NaN.
 
     Numerics:
         Noise is drawn in float64: in float32 it ends at about 16.6, which makes the unlikely
@@ -240,6 +254,7 @@ def gumbel_top_k(
         tensor([0, 2])
     """
     check_floating("log_probs", log_probs)
+    check_rows(log_probs)
     possible = int((log_probs > float("-inf")).sum(-1).min()) if log_probs.numel() else 0
     check_count("k", k, high=max(possible, 0))
     u = rand(*log_probs.shape, generator=generator, device=log_probs.device, dtype=torch.float64)
@@ -270,7 +285,8 @@ def expected_utilities(
         frequencies, and the largest is the mode of the samples.
 
     Raises:
-        ValueError: If there is no candidate or no sample, or the weights are as many as neither.
+        ValueError: If there is no candidate or no sample, a utility is NaN, the weights are not as
+            many as the samples, or one of them is negative or all are 0.
 
     References:
         Kumar and Byrne 2004; Eikema and Aziz 2020, arXiv:2005.10283.
@@ -284,9 +300,13 @@ def expected_utilities(
     check_count("candidates", len(candidates))
     check_count("samples", len(samples))
     table = torch.tensor([[float(utility(h, y)) for y in samples] for h in candidates])
+    if bool(table.isnan().any()):
+        raise ValueError("a utility is NaN: it must rank every pair of a candidate and a sample")
     if weights is None:
         return table.mean(1)
     check_shape("weights", weights, (len(samples),))
+    if not bool((weights >= 0).all()) or not float(weights.sum()) > 0:
+        raise ValueError("weights must be 0 or more, and one of them positive")
     return table.to(weights.dtype) @ (weights / weights.sum())
 
 
@@ -311,7 +331,7 @@ def noisy_channel(
         The scores, not normalized.
 
     Raises:
-        ValueError: If the weight is negative.
+        ValueError: If the weight is negative, or the shapes differ.
 
     References:
         Yee et al. 2019, arXiv:1908.05731; Ng et al. 2019, arXiv:1907.06616.
@@ -324,4 +344,11 @@ def noisy_channel(
         tensor([-6.])
     """
     check_in_range("weight", weight, low=0.0, open_high=True)
+    check_same_shape("direct", direct, "channel", channel)
+    check_same_shape("direct", direct, "prior", prior)
     return direct + weight * (channel + prior)
+
+
+def _check_rewards(rewards: Tensor) -> None:
+    if bool(rewards.isnan().any()):
+        raise ValueError("a reward is NaN: leave such samples out")

@@ -14,7 +14,14 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from companion.core import check_count, check_in_range, check_same_shape, rand, wide
+from companion.core import (
+    check_count,
+    check_in_range,
+    check_same_shape,
+    check_shape,
+    rand,
+    wide,
+)
 from companion.generation.decoding._draft import Draft, Proposal
 from companion.generation.decoding._follow import common, longer
 from companion.models import History, NextToken, Pick
@@ -157,7 +164,8 @@ def speculative_draw(
         The tokens, and which were accepted.
 
     Raises:
-        ValueError: As :func:`companion.pretraining.autoregressive.draw`.
+        ValueError: As :func:`companion.pretraining.autoregressive.draw`, or if there is not one
+            token for each row, or p and q are of two vocabularies.
 
     Numerics:
         Probabilities are taken in float32 or better, of both sides. A token of probability 0
@@ -174,6 +182,7 @@ def speculative_draw(
         >>> speculative_draw(z, torch.tensor([1]), z, generator=g)
         Accepted(ids=tensor([1]), accepted=tensor([True]))
     """
+    check_shape("proposed", proposed, (logits.shape[0],))
     if proposal is None:
         ids = draw(logits, generator=generator)
         return Accepted(ids, ids == proposed)
@@ -199,7 +208,7 @@ class Speculative:
 
     Attributes:
         passes: How often the model was read, the prompts included.
-        tried: How many proposed tokens were decided on, all rows together.
+        tried: How many proposed tokens were decided on, all rows that had not ended together.
         agreed: How many of them were accepted.
 
     Raises:
@@ -207,8 +216,8 @@ class Speculative:
 
     Numerics:
         Rows of a batch share one cache, so all of them go on from the first place at which one of
-        them leaves its proposal. It writes one text at a time: :attr:`passes` counts from its
-        making.
+        them leaves its proposal. A row that has ended is filled up, and read like any other: it
+        may slow the rest. It writes one text at a time: :attr:`passes` counts from its making.
 
     References:
         Leviathan et al. 2023, arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318.
@@ -278,12 +287,13 @@ class Speculative:
         before = state.known[:, : state.length].to(ids)
         text = torch.cat([before, ids], 1) if state.length else ids
         place = text.shape[1]
-        state.length = place
         if not state.holds(text):
             ahead = min(self.ahead, cache.capacity - place)
-            proposal = self.draft.propose(text, real, ahead)
+            nothing = Proposal(text[:, :0], None)
+            proposal = self.draft.propose(text, real, ahead) if ahead > 0 else nothing
             state.read(self.model, text, proposal, real)
             self.passes += 1
+        state.length = place
         return state.logits[:, place - state.first, None]
 
     def pick(self, *, generator: torch.Generator, warp: Warp | None = None) -> Pick:
@@ -301,13 +311,14 @@ class Speculative:
         def pick(logits: Tensor, history: Any, /) -> Tensor:
             if warp is not None:
                 logits = warp(logits, history)
-            proposed = None if self._now is None else self._now.proposed()
+            proposed = None if self._now is None else self._now.proposed(history.ids)
             if proposed is None:
                 return draw(logits, generator=generator)
             token, law = proposed
             made = speculative_draw(logits, token, law, generator=generator)
-            self.tried += len(logits)
-            self.agreed += int(made.accepted.sum())
+            going = ~history.ended
+            self.tried += int(going.sum())
+            self.agreed += int((made.accepted & going).sum())
             return made.ids
 
         return pick
@@ -337,16 +348,20 @@ class _Ahead:
         kept = min(common(self.known, text), self.inner.length, place - 1)
         self.inner.truncate(kept)
         ahead = proposal.ids.shape[1]
-        self.known = torch.cat([text, proposal.ids.to(text.dtype)], 1)
-        real = longer(real, ahead)
-        new = self.known[:, kept:]
-        self.logits = model(new, real=real, cache=self.inner, last=ahead + 1)
-        self.first, self.laws = place, proposal.logits
+        known = torch.cat([text, proposal.ids.to(text.dtype)], 1)
+        # Should the model fail, what was read before stands, and nothing is read ahead.
+        self.known, self.logits = text[:, : self.length], self.logits[:0]
+        new = known[:, kept:]
+        self.logits = model(new, real=longer(real, ahead), cache=self.inner, last=ahead + 1)
+        self.known, self.first, self.laws = known, place, proposal.logits
 
-    def proposed(self) -> tuple[Tensor, Tensor | None] | None:
-        """The token that was proposed for the next place, and what it was drawn from."""
+    def proposed(self, text: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """The token that was proposed after this text, and what it was drawn from."""
         if self.length >= self.known.shape[1]:
             return None
+        shared = min(self.length, text.shape[1])  # a cache may hold what stood before the prompt
+        if not torch.equal(self.known[:, self.length - shared : self.length], text[:, -shared:]):
+            return None  # another model's text, which asks after this one has written
         law = None if self.laws is None else self.laws[:, self.length - self.first]
         return self.known[:, self.length], law
 

@@ -58,7 +58,7 @@ def zipf_exponent(texts: Sequence[Sequence[int]], *, ranks: int = 1000) -> float
         ValueError: If there are less than two different tokens.
 
     References:
-        Zipf 1949; Holtzman et al. 2020, arXiv:1904.09751, sec. 5.2.
+        Zipf 1949; Holtzman et al. 2020, arXiv:1904.09751, sec. 5.
 
     Book: :doc:`/book/generation/decoding`
 

@@ -36,7 +36,7 @@ def temperature(logits: Float[Tensor, "*batch vocab"], T: float) -> Float[Tensor
         T: Temperature, 0 or more; 0 leaves the most likely token alone.
 
     Returns:
-        The logits divided by the temperature.
+        The logits divided by the temperature; less their largest, if the quotient would overflow.
 
     Raises:
         ValueError: If the temperature is negative or not finite.
@@ -52,7 +52,11 @@ def temperature(logits: Float[Tensor, "*batch vocab"], T: float) -> Float[Tensor
     if T == 0:
         best = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
         return _keep(logits, best)
-    return logits / T
+    T = max(T, torch.finfo(torch.float32).tiny)
+    cooled, highest = logits / T, logits.amax(-1, keepdim=True)
+    # With a T so small that the quotient overflows, all but the largest go to minus infinity.
+    overflows = highest.isfinite() & ~cooled.amax(-1, keepdim=True).isfinite()
+    return torch.where(overflows, (logits - highest) / T, cooled)
 
 
 def top_k(logits: Float[Tensor, "*batch vocab"], k: int) -> Float[Tensor, "*batch vocab"]:
@@ -120,11 +124,11 @@ def top_p(logits: Float[Tensor, "*batch vocab"], mass: float) -> Float[Tensor, "
 
 
 def min_p(logits: Float[Tensor, "*batch vocab"], floor: float) -> Float[Tensor, "*batch vocab"]:
-    r"""Keep what is at least a given part as likely as the likeliest: :math:`p_i \ge c\max p`.
+    r"""Keep what is at least a given part as likely as the likeliest: :math:`p_i \ge \kappa\max p`.
 
     Args:
         logits: Logits of the next token.
-        floor: The part :math:`c`, in [0, 1].
+        floor: The part :math:`\kappa`, in [0, 1].
 
     Returns:
         Logits of what stays, minus infinity for the others.
@@ -337,5 +341,5 @@ def distortion(
 
 
 def _keep(logits: Tensor, stays: Tensor) -> Tensor:
-    """The logits of what stays."""
-    return logits.masked_fill(~stays, NEVER)
+    """The logits of what stays, and what is no number: a draw refuses it, and must see it."""
+    return logits.masked_fill(~(stays | logits.isnan()), NEVER)
