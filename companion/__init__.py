@@ -33,6 +33,7 @@ _PACKAGES = (
     "pretraining",
     "models",
     "efficiency",
+    "generation",
     "command",
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "efficiency",
     "foundations",
     "generate",
+    "generation",
     "load_pretrained",
     "minilm",
     "models",

@@ -10,16 +10,17 @@ __all__ = ["complain", "guarded", "write"]
 _LONGEST = 500
 
 
-def write(text: str) -> None:
+def write(text: str, *, end: str = "\n") -> None:
     """Print a text at once; where the console lacks a character, ``?`` stands for it.
 
     Args:
         text: What to print, without the end of the line.
+        end: What follows; nothing where more of the line comes later.
     """
     encoding = getattr(sys.stdout, "encoding", None)
     if encoding and sys.stdout.errors == "strict":
         text = text.encode(encoding, "replace").decode(encoding)
-    print(text, flush=True)
+    print(text, end=end, flush=True)
 
 
 def complain(command: str, message: str) -> None:

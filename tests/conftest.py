@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import jaxtyping
 import pytest
 
 # Tests run side by side: each on one thread, and so on the same sums everywhere.
@@ -46,6 +47,12 @@ def full_precision() -> Iterator[None]:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device of this machine in turn; the accelerators carry the ``gpu`` mark."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def own_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what is wrong reach the checks of the library, also where annotations are checked."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

@@ -23,6 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompt", default="", help="the beginning; none starts a new text")
     add("--tokens", type=int, default=200, help="how many tokens to write")
     add("--temperature", type=float, default=0.8, help="0 always takes the most likely token")
+    add("--top-k", type=int, help="draw among the k likeliest tokens only")
+    add("--top-p", type=float, help="draw among the fewest that hold this probability")
+    add("--min-p", type=float, help="draw among those this part as likely as the likeliest")
+    add("--typical", type=float, help="draw among the most typical that hold this probability")
+    add("--repetition-penalty", type=float, help="above 1: make what was said less likely")
+    add("--no-repeat-ngram", type=int, help="write no n tokens that stand in the text already")
+    add("--stream", action="store_true", help="print each piece as soon as it is written")
     add("--seed", type=int, default=0, help="of the draws")
     add("--device", help="cpu, cuda or mps; by default the best of this machine")
 
@@ -41,6 +48,7 @@ def run(chosen: argparse.Namespace) -> None:
     count("tokens", chosen.tokens, high=10**8)
     number("temperature", chosen.temperature, low=0.0, high=sys.float_info.max)
     count("seed", chosen.seed, low=0, high=2**63 - 1)
+    steps = _steps(chosen)
     device_name(chosen.device)
     if not (out / "config.json").is_file():
         begun = (out / "run" / "settings.json").is_file()
@@ -49,13 +57,37 @@ def run(chosen: argparse.Namespace) -> None:
     from companion.command._writing import continue_prompt
     from companion.core import resolve_device
 
-    write(
-        continue_prompt(
-            out,
-            prompt,
-            tokens=chosen.tokens,
-            temperature=chosen.temperature,
-            seed=chosen.seed,
-            device=resolve_device(chosen.device),
-        )
+    def say(piece: str) -> None:
+        write(piece, end="")
+
+    text = continue_prompt(
+        out,
+        prompt,
+        tokens=chosen.tokens,
+        temperature=chosen.temperature,
+        seed=chosen.seed,
+        device=resolve_device(chosen.device),
+        steps=steps,
+        stream=say if chosen.stream else None,
     )
+    write("" if chosen.stream else text)
+
+
+def _steps(chosen: argparse.Namespace) -> dict[str, float]:
+    """The steps that were asked for, by the names of a pipeline, each within its domain."""
+    steps: dict[str, float] = {}
+    for name in ("top-k", "no-repeat-ngram"):
+        value = getattr(chosen, name.replace("-", "_"))
+        if value is not None:
+            steps[name.replace("-", "_")] = count(name, value)
+    for name, high in (
+        ("top-p", 1.0),
+        ("min-p", 1.0),
+        ("typical", 1.0),
+        ("repetition-penalty", sys.float_info.max),
+    ):
+        value = getattr(chosen, name.replace("-", "_"))
+        if value is not None:
+            number(name, value, low=0.0, high=high, open_low=name != "min-p")
+            steps[name.replace("-", "_")] = value
+    return steps

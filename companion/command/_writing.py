@@ -1,5 +1,6 @@
 """A prompt and what a model writes after it."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -7,7 +8,9 @@ import torch
 from companion.command._options import count
 from companion.core import generator
 from companion.efficiency.quantization import is_quantized, load_quantized
-from companion.models import TextDecoder, generate, load_pretrained, sample
+from companion.generation.decoding import Pipeline
+from companion.models import Pick, TextDecoder, generate, load_pretrained, sample
+from companion.models._text import Pieces
 
 __all__ = ["continue_prompt"]
 
@@ -20,6 +23,8 @@ def continue_prompt(
     temperature: float = 0.8,
     seed: int = 0,
     device: str | torch.device | None = "cpu",
+    steps: Mapping[str, float] | None = None,
+    stream: Callable[[str], object] | None = None,
 ) -> str:
     """Continue a prompt with a model of Llama's form.
 
@@ -30,6 +35,9 @@ def continue_prompt(
         temperature: 0 or more; 0 takes the most likely token.
         seed: Of the draws.
         device: Where to compute.
+        steps: Further steps of a :class:`~companion.generation.decoding.Pipeline`, by their names.
+            Those that look at the text come before the temperature, and truncations after it.
+        stream: Called with the prompt, and then with each piece as soon as it is there.
 
     Returns:
         The prompt and what follows, up to the end of the text if the model ends it.
@@ -52,14 +60,31 @@ def continue_prompt(
     if not row:
         raise ValueError("the model has no token to begin with: give a prompt")
     ids = torch.tensor([row], device=next(loaded.model.parameters()).device)
+    pieces = None
+    if stream is not None:
+        stream(prompt)
+        pieces = Pieces(loaded._after, row, stop, stream)
     new = generate(
         loaded.model,
         ids,
         tokens=tokens,
-        pick=sample(generator=generator(seed), temperature=temperature),
+        pick=_pick(temperature, steps or {}, seed),
         stop=stop,
+        stream=pieces,
     )[0].tolist()
+    if pieces is not None:
+        pieces.finish()
     ended = next((place for place, token in enumerate(new) if token in stop), len(new))
-    # Both together: some tokenizers take the first space of a text away.
-    before, both = (loaded.tokenizer.decode(made) for made in (row, [*row, *new[:ended]]))
-    return prompt + both.removeprefix(before)
+    return prompt + loaded._after(row, new[:ended])
+
+
+def _pick(temperature: float, steps: Mapping[str, float], seed: int) -> Pick:
+    """Draw with these settings."""
+    order = ("repetition_penalty", "no_repeat_ngram", "top_k", "top_p", "min_p", "typical")
+    before = {name: steps[name] for name in order[:2] if name in steps}
+    after = {name: steps[name] for name in order[2:] if name in steps}
+    # A temperature near 0 would overflow the logits that a truncation reads: its limit is 0.
+    cooled = {"temperature": temperature if temperature > 1e-6 else 0.0} if after else {}
+    warp = Pipeline(**before, **cooled, **after)
+    last = 1.0 if after else temperature
+    return sample(generator=generator(seed), temperature=last, warp=warp if warp.steps else None)

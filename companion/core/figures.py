@@ -147,7 +147,8 @@ def _panels(figure: Any, renderer: Any) -> list[tuple[list[Any], Any]]:
     def belong(one: tuple[list[Any], Any], other: tuple[list[Any], Any]) -> bool:
         bars = [bar for ax in one[0] if (bar := getattr(ax, "_colorbar", None))]
         owners = [ax for bar in bars for ax in (bar.mappable.axes,)]
-        return bool(set(map(id, owners)) & set(map(id, other[0]))) or one[1].overlaps(other[1])
+        of_a_bar = set(map(id, owners)) & set(map(id, other[0]))
+        return bool(of_a_bar or one[1].overlaps(other[1]))
 
     merged = True
     while merged:

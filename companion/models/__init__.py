@@ -11,12 +11,13 @@ Book: :doc:`/book/transformer/block`.
 """
 
 from companion.models._chat import render_chat
-from companion.models._generate import History, Pick, generate, greedy, sample
+from companion.models._generate import History, NextToken, Pick, generate, greedy, sample
 from companion.models._pretrained import load_pretrained, minilm, save_pretrained, smollm2
 from companion.models._text import TextDecoder, TextEncoder, TextEncoderDecoder, TextTwoStream
 
 __all__ = [
     "History",
+    "NextToken",
     "Pick",
     "TextDecoder",
     "TextEncoder",

@@ -14,7 +14,7 @@ from companion.pretraining.autoregressive._draw import check_rows
 from companion.transformer.block import Decoder, EncoderDecoder
 from companion.transformer.multi_head import KVCache
 
-__all__ = ["History", "Pick", "generate", "greedy", "sample"]
+__all__ = ["History", "NextToken", "Pick", "generate", "greedy", "sample"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,35 @@ class Pick(Protocol):
         ...
 
 
+@runtime_checkable
+class NextToken(Protocol):
+    """What :func:`generate` needs of a decoder: any class that has it can write.
+
+    Attributes:
+        config: It has the sizes ``vocab`` and ``context``.
+    """
+
+    @property
+    def config(self) -> Any:
+        """The description of the model."""
+        ...
+
+    def cache(self, batch: int, capacity: int) -> KVCache:
+        """Reserve a cache for so many sequences of so many tokens."""
+        ...
+
+    def __call__(
+        self,
+        ids: Integer[Tensor, "batch n"],
+        *,
+        real: Bool[Tensor, "batch m"] | None = None,
+        cache: KVCache | None = None,
+        last: int | None = None,
+    ) -> Float[Tensor, "batch kept vocab"]:
+        """Read new tokens, and score what follows the last of them."""
+        ...
+
+
 def greedy(
     logits: Float[Tensor, "batch vocab"],
     history: History | None = None,
@@ -98,7 +127,12 @@ def greedy(
     return logits.argmax(dim=-1)
 
 
-def sample(*, generator: torch.Generator, temperature: float = 1.0) -> Pick:
+def sample(
+    *,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    warp: Callable[[Tensor, History], Tensor] | None = None,
+) -> Pick:
     r"""Make a pick that draws from the model's own distribution: ancestral sampling.
 
     .. math:: x_{t+1} \sim \mathrm{softmax}(z_t / T)
@@ -109,6 +143,8 @@ def sample(*, generator: torch.Generator, temperature: float = 1.0) -> Pick:
         generator: The source of randomness.
         temperature: :math:`T \ge 0`; below 1 the likely becomes more likely, and 0 is
             :func:`greedy`.
+        warp: Changes the logits before, with a look at the text: for example a
+            :class:`~companion.generation.decoding.Pipeline`. By default nothing does.
 
     Returns:
         The pick.
@@ -126,14 +162,16 @@ def sample(*, generator: torch.Generator, temperature: float = 1.0) -> Pick:
     """
     check_in_range("temperature", temperature, low=0.0, open_high=True)
 
-    def pick(logits: Tensor, history: History | None, /) -> Tensor:
+    def pick(logits: Tensor, history: Any, /) -> Tensor:
+        if warp is not None:
+            logits = warp(logits, history)
         return draw(logits, generator=generator, temperature=temperature)
 
     return pick
 
 
 def generate(
-    model: Decoder | EncoderDecoder,
+    model: Decoder | EncoderDecoder | NextToken,
     ids: Integer[Tensor, "batch n"],
     *,
     tokens: int,
@@ -151,9 +189,8 @@ def generate(
 
     Args:
         model: The language model. It is left in its mode: call ``eval()`` first where it has
-            dropout. Of a decoder the loop needs only the call ``model(ids, real=..., cache=...,
-            last=1)``, ``cache(batch, capacity)`` and the sizes of ``config``; a model of another
-            class with these, for example one that reads ahead by a smaller one, will do.
+            dropout. Of a decoder the loop needs only what :class:`NextToken` names: a model of
+            another class with that, for example one that reads ahead by a smaller one, will do.
         ids: Prompts. Pad shorter ones on the left. For an encoder-decoder this is the beginning
             of the target, its start token at least.
         tokens: How many tokens to write at most.
@@ -332,7 +369,7 @@ class _TargetReader(_Reader):
 
 
 def _reader(
-    model: Decoder | EncoderDecoder,
+    model: Decoder | EncoderDecoder | NextToken,
     ids: Tensor,
     length: int,
     cache: KVCache | tuple[KVCache, KVCache] | None,

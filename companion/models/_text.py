@@ -209,7 +209,7 @@ class TextDecoder:
             )
         ids, real = _pad(rows, left=True, device=self._device)
         padded = any(len(row) < longest for row in rows)
-        pieces = None if stream is None else _Pieces(self._after, rows[0], self.stop, stream)
+        pieces = None if stream is None else Pieces(self._after, rows[0], self.stop, stream)
         written = generate(
             self.model,
             ids,
@@ -408,7 +408,7 @@ class TextEncoderDecoder:
     ) -> list[str]:
         ids, real = self._read(sources)
         begin = torch.tensor([self._start] * len(ids), device=self._device)
-        pieces = None if stream is None else _Pieces(self._after, [], self.stop, stream)
+        pieces = None if stream is None else Pieces(self._after, [], self.stop, stream)
         written = generate(
             self.model,
             begin,
@@ -506,7 +506,7 @@ class TextTwoStream:
             return torch.nn.functional.cross_entropy(logits, ids[0], reduction="none")
 
 
-class _Pieces:
+class Pieces:
     """Turns the columns of one sequence into pieces of text, each as soon as it is certain."""
 
     def __init__(

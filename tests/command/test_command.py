@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from companion import data
 from companion.command import main
 from companion.command._corpus import read_documents, split
-from companion.models import load_pretrained
+from companion.core import generator
+from companion.generation.decoding import Pipeline
+from companion.models import load_pretrained, sample
 from companion.pretraining.autoregressive import PackedTokens, text_log_probs
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -116,6 +118,31 @@ def test_generate_continues_a_prompt(trained, capsys):
         "First Citizen:", tokens=9
     )
     assert len(write("--tokens", "150")) > 100  # without a prompt, and beyond the context
+
+
+def test_generate_takes_samplers_and_streams(trained, capsys):
+    def write(*more):
+        words = ["--prompt", "First Citizen:", "--tokens", "40", "--seed", "3"]
+        assert main(["generate", str(trained), "--device", "cpu", *words, *more]) == 0
+        return capsys.readouterr().out
+
+    plain = write("--temperature", "2")
+    assert write("--temperature", "2", "--stream") == plain
+    greedy = write("--temperature", "0")
+    assert write("--temperature", "2", "--top-k", "1") == greedy
+    assert write("--temperature", "2", "--top-p", "1e-9") == greedy
+    assert write("--temperature", "2", "--min-p", "1") == greedy
+    assert write("--temperature", "1e-45", "--top-k", "5") == greedy
+    for words in (["--typical", "0.1"], ["--top-k", "3"], ["--repetition-penalty", "5"]):
+        assert write("--temperature", "2", *words) != plain
+    # Together they are a pipeline: penalties, temperature, truncations.
+    loaded = load_pretrained(trained)
+    warp = Pipeline(no_repeat_ngram=2, temperature=1.5, top_k=7, top_p=0.9)
+    pick = sample(generator=generator(3), warp=warp)
+    expected = loaded.continue_text("First Citizen:", tokens=9, pick=pick)
+    words = ["--no-repeat-ngram", "2", "--temperature", "1.5", "--top-p", "0.9", "--top-k", "7"]
+    told = write(*words, "--tokens", "9")
+    assert told == f"First Citizen:{expected}\n"
 
 
 def test_a_killed_run_goes_on_to_the_same_model(trained, text, tmp_path, capsys):

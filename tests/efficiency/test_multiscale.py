@@ -1,6 +1,8 @@
 """Pooled keys, windows of heads, and hierarchies: against definitions, leaks, padding, errors."""
 
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from companion.efficiency.multiscale import (
     hierarchical_attention,
     hierarchy_levels,
     multiscale_attention,
+    native_sparse_attention,
+    nystrom_attention,
     pooled_attention,
     windows_from_mass,
 )
@@ -220,6 +224,42 @@ def test_errors_of_pooling_say_what_to_do() -> None:
         pooled_attention(Q[0], K, V, size=2)
 
 
+FORMS: list[Any] = [
+    partial(pooled_attention, size=3),
+    partial(multiscale_attention, gates=torch.full((1, 1, 1, 2), 0.5), sizes=[1, 3]),
+    partial(hierarchical_attention, leaf=2),
+    partial(nystrom_attention, landmarks=3),
+    partial(
+        native_sparse_attention, gates=torch.full((1, 1, 1, 3), 0.3), block=3, count=2, window=2
+    ),
+]
+
+
+@pytest.mark.usefixtures("own_checks")
+@pytest.mark.parametrize("form", FORMS)
+def test_inputs_that_do_not_belong_together_are_refused_by_all(form: Any) -> None:
+    Q, K, V = qkv(5, 5)
+    with pytest.raises(ValueError, match="a value for each key"):
+        form(Q, K, torch.cat([V, V[:, :, :1]], 2))  # 5 and 6 tokens are two blocks of 3 each
+    with pytest.raises(ValueError, match="queries and keys must have the same width"):
+        form(Q, K[..., :4], V)
+    with pytest.raises(ValueError, match=r"the 2 heads of K and V must divide the 3 heads"):
+        form(Q, *(torch.cat([t, t], 1)[:, :2] for t in (K, V)))
+    with pytest.raises(ValueError, match="must be floating"):  # not rounded to whole numbers
+        form(Q.long(), K.long(), V.long())
+    with pytest.raises(ValueError, match="must have the same dtype"):
+        form(Q, K.float(), V)
+
+
+def test_gates_that_do_not_fit_are_refused_and_no_token_is_no_work() -> None:
+    Q, K, V = qkv(5, 5)
+    for shape in ((2, 3, 4, 2), (2, 2, 1, 2), (1, 1, 1, 1, 2)):
+        with pytest.raises(ValueError, match=r"gates must broadcast to .* = \(2, 3, 5\)"):
+            multiscale_attention(Q, K, V, torch.ones(shape), sizes=[1, 2])
+    nothing = [t[:, :, :0] for t in (Q, K, V)]
+    assert pooled_attention(*nothing, size=2).shape == (2, 3, 0, 7)
+
+
 # --- windows --------------------------------------------------------------------------------------
 
 
@@ -269,6 +309,11 @@ def test_errors_of_windows_say_what_to_do() -> None:
         headwise_window_mask([3, -1])
     with pytest.raises(ValueError, match="a window for each head"):
         headwise_window_mask([])
+    with pytest.raises(ValueError, match="window must be 0 or more, got -1"):
+        headwise_window_mask(torch.tensor([3, -1]))
+    for none in (torch.zeros(0, dtype=torch.long), torch.tensor([True, False])):
+        with pytest.raises(ValueError, match="a window for each head"):
+            headwise_window_mask(none)
     with pytest.raises(ValueError, match="must be integers of shape"):
         headwise_window_mask(torch.ones(2))
     with pytest.raises(ValueError, match=r"edges must rise from 0, got \[0, 2, 2\]"):

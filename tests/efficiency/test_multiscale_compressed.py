@@ -158,19 +158,28 @@ def test_with_every_token_a_landmark_it_is_attention() -> None:
     assert (nystrom_attention(Q, K, V, landmarks=3) - exact).abs().max() > 0.05
 
 
-def test_nystrom_attention_of_padded_texts_is_that_of_the_texts_with_these_segments() -> None:
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_a_padded_text_has_the_landmarks_that_it_has_alone(start: int) -> None:
     Q, K, V = qkv(12, 12)
-    real = torch.arange(12).expand(2, 12) < torch.tensor([[12], [9]])
+    place = torch.arange(12)
+    real = torch.stack([place >= 0, (place >= start) & (place < start + 9)])
     got = nystrom_attention(Q, K, V, landmarks=4, iterations=None, real=real)
     whole = nystrom_attention(Q, K, V, landmarks=4, iterations=None)
     torch.testing.assert_close(got[0], whole[0], rtol=1e-8, atol=1e-9)
-    # The last quarter of the second text is padding: three segments of three tokens are left.
-    short = [t[1:, :, :9] for t in (Q, K, V)]
-    alone = nystrom_attention(*short, landmarks=3, iterations=None)
-    torch.testing.assert_close(got[1:, :, :9], alone, rtol=1e-8, atol=1e-9)
+    short = [t[1:, :, start : start + 9] for t in (Q, K, V)]
+    alone = nystrom_attention(*short, landmarks=4, iterations=None)
+    torch.testing.assert_close(got[1:, :, start : start + 9], alone, rtol=1e-8, atol=1e-9)
     # And the iteration converges to the same.
     near = nystrom_attention(Q, K, V, landmarks=4, iterations=30, real=real)
     torch.testing.assert_close(near, got, rtol=1e-6, atol=1e-6)
+
+
+def test_a_text_shorter_than_its_landmarks_has_one_a_token() -> None:
+    Q, K, V = qkv(7, 7)
+    real = torch.arange(7).expand(2, 7) < torch.tensor([[7], [3]])
+    got = nystrom_attention(Q, K, V, landmarks=5, iterations=None, real=real)
+    few = attention(*(t[1:, :, :3] for t in (Q, K, V)))
+    torch.testing.assert_close(got[1:, :, :3], few, rtol=1e-6, atol=1e-6)
 
 
 def test_a_text_of_padding_gives_zero_and_finite_gradients() -> None:
@@ -311,6 +320,20 @@ def test_no_token_is_lost_between_the_memories(
     torch.testing.assert_close(torch.cat([*gone, kept.recent], 1), x, **EXACT)
     assert min(memory, 30) <= kept.recent.shape[1] < memory + rate
     assert kept.old is None or kept.old.shape[1] <= compressed
+
+
+def test_a_memory_keeps_what_it_was_given_also_if_that_changes() -> None:
+    kept = CompressiveMemory(memory=4, compressed=3, stride=2)
+    segment = numbers(1, 6, 2)
+    left = kept.update(segment)
+    held = kept.read()
+    assert held is not None
+    before, gone = held.clone(), left.clone()
+    segment.zero_()
+    again = kept.read()
+    assert again is not None
+    assert torch.equal(again, before)
+    assert torch.equal(left, gone)
 
 
 def test_no_gradient_flows_into_a_memory() -> None:

@@ -149,6 +149,19 @@ def test_an_integer_product_is_exact_at_the_ends_of_the_range(inputs):
     assert torch.equal(int8_matmul(X, W), torch._int_mm(X, W))
 
 
+@pytest.mark.usefixtures("own_checks")
+def test_an_integer_product_refuses_sums_that_may_not_fit_into_32_bits():
+    most = 133_144
+    assert 127**2 * most < 2**31 <= 127**2 * (most + 1)
+    one = torch.full((1, 1), 127, dtype=torch.int8)
+    X, W = one.expand(1, most), one.expand(most, 1)
+    assert int8_matmul(X, W).item() == 127**2 * most
+    with pytest.raises(ValueError, match="may not fit into 32 bits: give 133144 inputs"):
+        int8_matmul(one.expand(1, most + 1), one.expand(most + 1, 1))
+    with pytest.raises(ValueError, match="codes must be int8, got"):
+        int8_matmul(X.float(), W)
+
+
 @pytest.mark.parametrize("law", ["gaussian", "laplace"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_the_noise_is_the_integral_and_the_best_clip_its_minimum(law, bits):
@@ -182,13 +195,13 @@ def test_an_observer_that_shrinks_is_never_worse():
 
     whole, best = error(x.amin(), x.amax()), error(*mse_range(x, bits=4))
     assert best < 0.99 * whole
-    assert percentile_range(x, share=1.0) == (x.amin(), x.amax())
+    assert percentile_range(x, ratio=1.0) == (x.amin(), x.amax())
 
 
 @given(st.floats(0.5, 1.0), st.integers(1, 50))
 def test_percentiles_are_those_of_torch(share, count):
     x = normal(count)
-    low, high = percentile_range(x, share=share)
+    low, high = percentile_range(x, ratio=share)
     cut = (1 - share) / 2
     torch.testing.assert_close(low, torch.quantile(x, cut), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(high, torch.quantile(x, 1 - cut), rtol=1e-9, atol=1e-9)
@@ -387,6 +400,7 @@ def test_inputs_stay_and_the_meta_device_will_do():
     assert torch.equal(x, kept)
 
 
+@pytest.mark.usefixtures("own_checks")
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -402,7 +416,7 @@ def test_inputs_stay_and_the_meta_device_will_do():
         ),
         (lambda: optimal_clip(bits=4, law="cauchy"), "law must be"),
         (lambda: rounding_noise(0.0, bits=4), "alpha"),
-        (lambda: percentile_range(torch.ones(3), share=0.0), "share"),
+        (lambda: percentile_range(torch.ones(3), ratio=0.0), "ratio"),
         (lambda: to_nf4(torch.ones(3, 10), group=4), "group must divide the 10 inputs"),
         (lambda: from_nf4(torch.zeros(3, dtype=torch.uint8), torch.ones(2)), "do not fall into"),
         (lambda: mx_round(torch.ones(32), element="e3m2"), "element must be"),

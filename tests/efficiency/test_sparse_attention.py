@@ -222,6 +222,7 @@ def test_local_attention_agrees_with_longformer_and_with_the_package() -> None:
     torch.testing.assert_close(package(Q, K, V), found, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_wrong_with_a_window_is_said() -> None:
     Q, K, V = grouped()
     with pytest.raises(ValueError, match="37 queries and 30 keys"):
@@ -273,6 +274,7 @@ def test_layouts_have_as_many_blocks_as_they_should() -> None:
     assert torch.equal((fixed @ fixed) > 0, torch.ones(25, 25).tril() > 0)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_wrong_with_a_layout_is_said() -> None:
     Q, K, V = grouped()
     with pytest.raises(ValueError, match="8 blocks of 5, but the layout has 7"):
@@ -326,6 +328,7 @@ def test_linformer_mixes_the_future_into_every_key() -> None:
     assert gradient[0, 0, 1, 0] == 1
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_wrong_with_the_mixtures_is_said() -> None:
     Q, K, V = (normal(B, H, N, D, seed=s) for s in range(3))
     with pytest.raises(ValueError, match=r"E must have shape \(rank, 37\) or \(6, rank, 37\)"):
@@ -453,6 +456,7 @@ def test_hashes_of_the_package_are_ours() -> None:
     assert torch.equal(ours + 8 * torch.arange(3)[:, None], theirs)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_wrong_with_hashing_is_said() -> None:
     x = normal(1, 2, 11, 5)
     g = torch.Generator()
@@ -465,3 +469,18 @@ def test_what_is_wrong_with_hashing_is_said() -> None:
     real = torch.ones(1, 10, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"real must have shape \(1, 11\)"):
         lsh_attention(x, x, rotations=normal(2, 5, 3), chunk=4, real=real)
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_mixing_and_hashing_refuse_what_does_not_belong_together() -> None:
+    Q, K, V = (normal(B, H, 7, width, seed=width) for width in (3, 3, 5))
+    E = normal(2, 7)
+    with pytest.raises(ValueError, match="a value for each key"):
+        linformer_attention(Q, K, V[:, :, :6], E=E, F=E)
+    with pytest.raises(ValueError, match="must have the same dtype"):
+        linformer_attention(Q, K.float(), V, E=E, F=E)
+    rotations = lsh_rotations(3, 4, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="V must be floating"):  # not cut to whole numbers
+        lsh_attention(Q, V.long(), rotations=rotations.double(), chunk=2)
+    with pytest.raises(ValueError, match="QK must be floating"):
+        lsh_attention(Q.long(), V, rotations=rotations.double(), chunk=2)

@@ -211,6 +211,7 @@ def test_the_operations_of_chunks() -> None:
     assert counted == 2 * 2 * n * (c * m + c * d + 2 * m * d)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_wrong_with_linear_attention_is_said() -> None:
     q, k, v = memory()
     with pytest.raises(ValueError, match="a decay counts from the past"):
@@ -285,7 +286,23 @@ def test_the_gated_delta_rule_is_that_of_qwen() -> None:
         torch.testing.assert_close(out.transpose(1, 2).double(), ours, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_wrong_with_the_delta_rule_is_said() -> None:
     q, k, v = memory()
     with pytest.raises(ValueError, match="a beta for each key"):
         delta_rule(q, k, v, beta=gates(2, 3, 28))
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_memories_refuse_what_does_not_belong_together() -> None:
+    q, k, v = memory(11)
+    with pytest.raises(ValueError, match="V must be floating"):  # not cut to whole numbers
+        linear_attention(q, k, v.long())
+    with pytest.raises(ValueError, match="V must be floating"):
+        delta_rule(q, q, v.long(), beta=gates(2, 3, 11))
+    for is_causal in (False, True):
+        with pytest.raises(ValueError, match=r"the same batch.* heads.*: repeat the keys"):
+            linear_attention(torch.cat([q, q], 1), k, v, causal=is_causal)
+    with pytest.raises(ValueError, match="the same batch, heads and tokens"):
+        linear_attention(q[:, :, :5], k, v, causal=True)
+    assert linear_attention(q[:, :, :5], k, v, causal=False).shape == (2, 3, 5, 7)

@@ -136,14 +136,14 @@ def test_the_bias_balances_without_a_gradient() -> None:
     bias = torch.zeros(5).double()
     first = route(logits, k=2, bias=bias)
     for _ in range(300):
-        bias = balance_bias(bias, route(logits, k=2, bias=bias), rate=0.01)
+        bias = balance_bias(bias, route(logits, k=2, bias=bias), step=0.01)
     last = route(logits, k=2, bias=bias)
     load = [torch.bincount(r.experts.flatten(), minlength=5).double() / 160 for r in (first, last)]
     uneven = [float((each - 1).abs().max()) for each in load]
     assert uneven[0] > 0.8
     assert uneven[1] < uneven[0] / 3  # one step of the bias still moves some tokens to and fro
-    with pytest.raises(ValueError, match="rate must lie in"):
-        balance_bias(bias, last, rate=-1.0)
+    with pytest.raises(ValueError, match="step must lie in"):
+        balance_bias(bias, last, step=-1.0)
 
 
 def test_tokens_beyond_the_capacity_are_left_out_second_choices_first() -> None:
@@ -214,6 +214,7 @@ def test_half_precision_goes_through() -> None:
     torch.testing.assert_close(layer(x), mixture_by_hand(layer, x), rtol=0.05, atol=0.3)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_what_is_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="k must be from 1 to 4, got 5"):
         route(numbers(3, 4), k=5)
@@ -223,3 +224,33 @@ def test_what_is_out_of_range_is_refused() -> None:
         MixtureOfExperts(3, 4, experts=2, capacity=0.0)
     with pytest.raises(ValueError, match="scores must be"):
         MixtureOfExperts(3, 4, experts=2, scores="tanh")  # type: ignore[arg-type]
+
+
+def test_sigmoids_that_round_to_zero_or_one_still_route() -> None:
+    """In float32 the sigmoid of -200 is 0 and those of 20 and 30 are 1."""
+    low = torch.tensor([[-200.0, -210.0, -201.0, -220.0]])
+    made = route(low, k=2, scores="sigmoid")
+    assert made.experts.tolist() == [[0, 2]]
+    # Far below zero the sigmoid is the exponential, so its shares are a softmax.
+    torch.testing.assert_close(made.probabilities, torch.softmax(low, 1))
+    torch.testing.assert_close(made.gates, torch.softmax(low[:, [0, 2]], 1))
+    assert load_balance(made).isfinite()
+    high = route(torch.tensor([[20.0, 40.0, 30.0, 50.0]]), k=2, scores="sigmoid")
+    assert high.experts.tolist() == [[3, 1]]
+    assert high.gates.tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_bias_counts_choices_in_full_in_half_precision(dtype: torch.dtype) -> None:
+    """A sum of ones stops at 256 in bfloat16 and at 2,048 in float16."""
+    logits = torch.zeros(9000, 3)
+    logits[:4000, 0] = logits[4000:6900, 1] = logits[6900:, 2] = 1.0
+    moved = balance_bias(torch.zeros(3, dtype=dtype), route(logits, k=1), step=0.5)
+    assert moved.dtype == dtype
+    assert moved.tolist() == [-0.5, 0.5, 0.5]  # 4,000, 2,900 and 2,100 choices
+
+
+def test_no_token_is_no_work() -> None:
+    layer = mixture(k=2)
+    assert layer(torch.zeros(2, 0, 7).double()).shape == (2, 0, 7)
+    assert route(torch.zeros(0, 5), k=2).gates.shape == (0, 2)

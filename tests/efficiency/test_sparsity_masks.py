@@ -16,7 +16,7 @@ from companion.efficiency.sparsity import (
     HardConcrete,
     RigL,
     block_mask,
-    cosine_fraction,
+    cosine_ratio,
     global_masks,
     group_soft_threshold,
     lasso,
@@ -78,6 +78,7 @@ def test_masks_over_several_tensors_compare_them_together_and_never_return_a_wei
         global_masks({}, sparsity=0.5)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_wanda_compares_within_a_row_what_magnitude_compares_in_the_matrix() -> None:
     W = torch.tensor([[1.0, 2.0], [3.0, 0.5]])
     H = 2 * torch.diag(torch.tensor([100.0, 1.0]))  # inputs of length 10 and 1
@@ -199,7 +200,7 @@ def test_rigl_keeps_the_number_of_connections_and_what_grows_is_zero() -> None:
     W, mask = numbers(7, 11), magnitude_mask(numbers(7, 11, seed=1), sparsity=0.7)
     W = W * mask
     gradient = numbers(7, 11, seed=2)
-    new, after = rigl_update(W, mask, gradient, fraction=0.4)
+    new, after = rigl_update(W, mask, gradient, ratio=0.4)
     assert int(after.sum()) == int(mask.sum())
     grown = after & ~mask
     assert not new[grown].any()
@@ -210,7 +211,7 @@ def test_rigl_keeps_the_number_of_connections_and_what_grows_is_zero() -> None:
     assert int((mask & (new == 0)).sum()) == count
     reached = (~mask | (new == 0)) & ~after
     assert gradient[after & (new == 0)].abs().min() >= gradient[reached].abs().max()
-    same, still = rigl_update(W, mask, gradient, fraction=0.0)
+    same, still = rigl_update(W, mask, gradient, ratio=0.0)
     assert torch.equal(same, W)
     assert torch.equal(still, mask)
 
@@ -243,10 +244,11 @@ def test_connections_move_on_time_and_stop() -> None:
         assert int(moving.masks["w"].sum()) == 14
         moving.after_step()
     assert moved == [False, True, False, True, False, False, False, False]
-    assert cosine_fraction(3, end=6, start=0.5) == pytest.approx(0.25)
+    assert cosine_ratio(3, end=6, start=0.5) == pytest.approx(0.25)
     w.grad = None
     with pytest.raises(ValueError, match="w has no gradient"):
         moving.after_backward()
+    assert moving.step == 8  # a call that was refused does not count
     with pytest.raises(ValueError, match="one parameter or more"):
         RigL({}, sparsity=0.5, generator=g())
 
@@ -271,3 +273,48 @@ def test_removing_units_is_setting_them_to_zero(kind: type) -> None:
     torch.testing.assert_close(unit_norms(layer)[3], squares.sqrt().detach())
     with pytest.raises(ValueError, match="one unit or more"):
         remove_units(layer, torch.zeros(11).bool())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_loses_no_squares(dtype: torch.dtype) -> None:
+    """In float16 the square of 300 is infinite, and that of 1e-4 is zero."""
+    eps = torch.finfo(dtype).eps
+    large, small = torch.full((1, 4), 300.0, dtype=dtype), torch.full((1, 4), 1e-4, dtype=dtype)
+    shorter = group_soft_threshold(large, 60.0)  # of length 600: a tenth goes
+    assert shorter.dtype == dtype
+    torch.testing.assert_close(shorter.float(), 0.9 * large.float(), rtol=eps, atol=0.0)
+    assert torch.equal(group_soft_threshold(small, 0.0), small)
+    layer = FeedForward(2, 3).to(dtype)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.fill_(300.0)
+    assert unit_norms(layer).tolist() == [600.0] * 3  # two weights read, two write
+    X, w = numbers(41, 5).to(dtype), torch.tensor([2.0, -1.0, 0.0, 0.0, 0.0]).to(dtype)
+    found = lasso(X, X @ w, strength=0.1)
+    want = lasso(X.double(), (X @ w).double(), strength=0.1)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), want, rtol=eps, atol=1e-4)
+
+
+def test_masks_that_do_not_fit_are_refused() -> None:
+    scores = {"a": numbers(3, 5), "b": numbers(7)}
+    there = {name: torch.ones_like(value).bool() for name, value in scores.items()}
+    with pytest.raises(ValueError, match="among has no mask for b: give one for each"):
+        global_masks(scores, sparsity=0.5, among={"a": there["a"]})
+    with pytest.raises(
+        ValueError, match=r"scores of b and its mask among must .* \(7,\) and \(6,\)"
+    ):
+        global_masks(scores, sparsity=0.5, among=there | {"b": there["b"][1:]})
+    with pytest.raises(ValueError, match="scores of a must be floating, got"):
+        global_masks({"a": torch.arange(4)}, sparsity=0.5)
+    with pytest.raises(ValueError, match="rows of X must be 1 or more, got 0"):
+        lasso(torch.zeros(0, 3), torch.zeros(0), strength=0.1)
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_a_mask_of_numbers_is_refused() -> None:
+    W, ones = numbers(3, 5), torch.ones(3, 5)
+    with pytest.raises(ValueError, match="mask must be Bool, True for what stays"):
+        straight_through(W, ones)
+    with pytest.raises(ValueError, match="keep must be Bool, True for what stays"):
+        remove_units(FeedForward(2, 5), ones[0])

@@ -205,6 +205,7 @@ def test_sparsegpt_does_not_change_when_the_hessian_is_scaled() -> None:
         torch.testing.assert_close(scaled, new, **CLOSE)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_sparsegpt_keeps_shares_and_patterns_exactly() -> None:
     _, W, H = problem(7, 12)
     _, mask = sparsegpt(W, H, sparsity=0.5, block=4)
@@ -267,6 +268,7 @@ def test_a_model_is_pruned_block_after_block(method: str) -> None:
             torch.testing.assert_close(made, new, **CLOSE)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_pruning_a_model_is_refused_where_it_would_be_wrong() -> None:
     ids = torch.arange(5)[None]
     with pytest.raises(ValueError, match="has no blocks"):
@@ -283,3 +285,24 @@ def test_pruning_a_model_is_refused_where_it_would_be_wrong() -> None:
 
 def test_the_factor_of_a_shape_needs_no_values() -> None:
     assert inverse_factor(torch.empty(5, 5, device="meta")).shape == (5, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_costs_and_fits_of_half_precision_weights_are_those_of_the_same_numbers(
+    dtype: torch.dtype,
+) -> None:
+    """In float16 the square of 1e-4 is zero, and a weight of no cost would go first."""
+    _, W, H = problem()
+    H = H.float()
+    small = (1e-4 * W).to(dtype)
+    same = small.float()
+    for cost in (obd_saliency, obs_saliency):
+        torch.testing.assert_close(cost(small, H), cost(same, H))
+        assert (cost(small, H) > 0).all()
+    low = W.to(dtype)
+    keep = magnitude_mask(low, sparsity=0.5)
+    fitted = refit(low, H, keep)
+    assert fitted.dtype == dtype
+    torch.testing.assert_close(
+        fitted.float(), refit(low.float(), H, keep), rtol=torch.finfo(dtype).eps, atol=1e-6
+    )

@@ -71,7 +71,7 @@ def test_factors_that_know_the_inputs_change_the_outputs_least() -> None:
     torch.testing.assert_close(Q @ A @ B, aware[0] @ aware[1])
     with pytest.raises(ValueError, match="not positive definite"):
         activation_aware_factors(W, H - 1e9 * torch.eye(7).double(), rank=2)
-    with pytest.raises(ValueError, match="damping must be"):
+    with pytest.raises(ValueError, match="damping must lie in"):
         activation_aware_factors(W, H, rank=2, damping=-0.1)
 
 
@@ -277,3 +277,17 @@ def test_the_shared_encoder_refuses_what_it_cannot_do() -> None:
             TransformerConfig(vocab=7, dim=12, layers=2, heads=3, ff_dim=5, context=4), narrow=5
         )
     assert isinstance(model.encoder, Encoder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_factors_of_half_precision_are_those_of_the_same_numbers(dtype: torch.dtype) -> None:
+    W = numbers(6, 10).to(dtype)
+    A, B = svd_factors(W, rank=4)
+    assert A.dtype == B.dtype == dtype
+    want = torch.mm(*svd_factors(W.double(), rank=4))
+    # Entries of A and B are rounded, relative eps/2 each, in sums of 4 products.
+    slack = 4 * torch.finfo(dtype).eps * float(A.abs().max() * B.abs().max())
+    assert float((A.double() @ B.double() - want).abs().max()) < slack
+    layer = BlockLowRankLinear.of(W, blocks=2, rank=3)
+    assert layer.U.dtype == dtype
+    assert float((layer.weight.detach().T.double() - W.double()).abs().max()) < 0.2

@@ -1,13 +1,12 @@
 """The engine and its vector-Jacobian products, held to autograd and to finite differences."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import Tensor
 
 import companion.foundations.backpropagation as bp
@@ -27,15 +26,6 @@ B, N, D, H, K = 2, 3, 5, 7, 11
 # Sums of a few dozen products of order 1 in float64, through a few layers.
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
 F = torch.nn.functional
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 def draw(*shape: int, g: torch.Generator) -> Tensor:
@@ -645,7 +635,7 @@ def test_everything_runs_on_meta() -> None:
         assert tuple(grads[leaf].shape) == leaf.shape
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_errors_name_what_is_wrong() -> None:
     x = Node(torch.ones(N, D))
     with pytest.raises(ValueError, match=r"shape \(3, 5\), not that of a scalar: pass its"):
@@ -699,7 +689,7 @@ def test_inference_tensors_pass() -> None:
     assert torch.equal(made, torch.full((D,), 2.0))
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_rules_name_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 5\) does not broadcast to \(3, 5\)"):
         unbroadcast(torch.ones(N, D), shape=(B, D))

@@ -1,13 +1,11 @@
 """Random weights, the size of signals through depth, and rules for width."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import Tensor
 
 from companion import data
@@ -26,15 +24,6 @@ from companion.foundations.backpropagation import (
 
 N, D, H, K = 3, 5, 7, 11
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong names reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 def digits(rows: int) -> Tensor:
@@ -113,7 +102,7 @@ def test_weights_follow_generator_dtype_and_device(g: torch.Generator) -> None:
         assert init_weights([N, D], rule=rule, generator=g, device="meta")[0].is_meta
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_initialization_errors(g: torch.Generator) -> None:
     with pytest.raises(ValueError, match="rule must be one of he, lecun, orthogonal, xavier"):
         weight_variance("glorot", N, D)  # type: ignore[arg-type]
@@ -239,7 +228,7 @@ def test_networks_and_stats_run_on_meta() -> None:
     assert model(x).is_meta
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_signal_errors(g: torch.Generator) -> None:
     x, w = torch.ones(N, D), torch.ones(D, H)
     with pytest.raises(ValueError, match="activation must be one of gelu, linear, relu"):
@@ -366,7 +355,7 @@ def test_parameter_groups_hold_every_parameter_once(g: torch.Generator) -> None:
     torch.optim.Adam(groups).step()
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_width_errors(g: torch.Generator) -> None:
     with pytest.raises(ValueError, match="role must be 'input', 'hidden' or 'output', got 'head'"):
         width_scaling("head", fan_in=2, base_fan_in=1)  # type: ignore[arg-type]

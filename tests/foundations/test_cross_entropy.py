@@ -1,7 +1,6 @@
 """Softmax, cross-entropy and their hand-written backward passes."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import scipy.special
@@ -9,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 
 from companion.foundations.cross_entropy import (
     cross_entropy,
@@ -29,15 +27,6 @@ EXACT = {"rtol": 1e-13, "atol": 1e-14}
 
 finite = st.floats(-50, 50, allow_nan=False, width=32)
 rows = st.lists(finite, min_size=2, max_size=11)
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 def draw(*shape: int, g: torch.Generator, scale: float = 3.0) -> torch.Tensor:
@@ -485,7 +474,7 @@ def test_temperature_must_be_positive(temperature: float) -> None:
             function(torch.zeros(3), temperature=temperature)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_wrong_shapes_and_dtypes_are_named() -> None:
     z = torch.zeros(5, 7)
     with pytest.raises(ValueError, match=r"shape \(5,\).*got \(3,\)"):

@@ -1,7 +1,6 @@
 """Reliability, expected calibration error and temperature scaling."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import scipy.optimize
@@ -9,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 
 from companion.foundations.cross_entropy import (
     calibration_bins,
@@ -19,15 +17,6 @@ from companion.foundations.cross_entropy import (
 )
 
 N, K = 211, 7
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 def naive_ece(confidence: list[float], correct: list[bool], bins: int) -> float:
@@ -189,7 +178,7 @@ def test_hopeless_temperatures_are_refused() -> None:
         fit_temperature(right, torch.tensor([1, 0]))
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_mistakes_are_named() -> None:
     good, right = torch.tensor([0.5, 0.7]), torch.tensor([True, False])
     with pytest.raises(ValueError, match=r"same shape, got \(2,\) and \(1,\)"):

@@ -1,14 +1,12 @@
 """The chunked loss: equal to the plain one, at a fraction of its memory."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import Tensor
 
 from companion.foundations.cross_entropy import chunked_cross_entropy, linear_cross_entropy
@@ -17,15 +15,6 @@ from companion.verify import count_flops, peak_bytes
 N, D, V = 11, 5, 13
 # Gradients are sums of N or V products of order 1 in float64.
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 def problem(
@@ -359,7 +348,7 @@ def test_devices_agree(device: torch.device, g: torch.Generator) -> None:
         torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_mistakes_are_named() -> None:
     hidden, weight = torch.zeros(N, D), torch.zeros(D, V)
     targets = torch.zeros(N, dtype=torch.int64)

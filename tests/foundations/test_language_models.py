@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from itertools import pairwise, product
 
 import pytest
@@ -10,7 +9,6 @@ import sympy as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 from nltk.lm import KneserNeyInterpolated, Lidstone, Vocabulary
 from nltk.lm.counter import NgramCounter
 from torch import Tensor
@@ -597,16 +595,7 @@ def test_rare_words_are_unknown_and_ties_are_in_order() -> None:
 # --- errors --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
-
-
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("own_checks")
 def test_errors_name_what_is_wrong(texts: list[Tensor]) -> None:
     counts = counted(texts, 3)
     contexts, symbols = lm.windows(texts, order=3, vocab_size=VOCAB, eos=EOS)

@@ -7,7 +7,6 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 
 from companion.core import generator, randn
 from companion.foundations import optimization as opt
@@ -17,15 +16,6 @@ SHAPES = ((5, 3), (7,), (2, 11))
 
 def tensors(g, dtype=torch.float64, device="cpu"):
     return [randn(*shape, generator=g, dtype=dtype, device=device) for shape in SHAPES]
-
-
-@pytest.fixture
-def untyped():
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 # Clipping.
@@ -246,7 +236,7 @@ def test_muons_singular_values_end_between_two_thirds_and_five_fourths(g):
     assert 0.6 < float(spectrum.min()) < float(spectrum.max()) < 1.3
 
 
-def test_newton_schulz_at_the_edges(g, untyped):
+def test_newton_schulz_at_the_edges(g, own_checks):
     assert torch.equal(opt.newton_schulz(torch.zeros(5, 3)), torch.zeros(5, 3))
     matrix = randn(5, 3, generator=g)
     kept = matrix.clone()

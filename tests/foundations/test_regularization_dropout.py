@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import nn
 
 from companion.core import generator, randn
@@ -310,16 +309,7 @@ WRONG = [
 ]
 
 
-@pytest.fixture
-def no_hook():
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
-
-
-@pytest.mark.usefixtures("no_hook")
+@pytest.mark.usefixtures("own_checks")
 @pytest.mark.parametrize(("call", "message"), WRONG)
 def test_wrong_input_is_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):

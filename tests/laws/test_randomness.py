@@ -19,7 +19,8 @@ from companion.efficiency.sparsity import HardConcrete
 from companion.foundations.embeddings import Schedule, corpus
 from companion.foundations.embeddings import vocabulary as count_words
 from companion.foundations.language_models import NPLMConfig
-from companion.models import History
+from companion.generation.decoding import PromptLookup, Speculative
+from companion.models import History, generate
 from companion.pretraining.denoising import Tokens
 from companion.pretraining.masked import sentence_boundaries
 from companion.transformer.block import Decoder, TransformerConfig
@@ -94,6 +95,11 @@ def infilled(f: Any, g: G) -> dict[str, Any]:
     return {"places": masks, "lengths": [int(masks.sum()), *kept]}
 
 
+def speculated(pick: Any, g: G) -> Tensor:
+    fast = Speculative(a_decoder(), PromptLookup())
+    return generate(fast, SHORT, tokens=7, pick=pick(fast, generator=g))
+
+
 def quadratic(parameter: Tensor) -> Callable[[], Tensor]:
     return lambda: (torch.tensor([1.0, 3.0, 2.0]) * parameter**2).sum() / 2
 
@@ -107,10 +113,19 @@ VOCABULARY = count_words(WORDS[0], min_count=1)
 COUNTS = numbers(len(VOCABULARY), len(VOCABULARY)).abs().to_sparse()
 NOTHING = History(torch.zeros(23, 0).long(), 0, None, torch.zeros(23, dtype=torch.bool))
 IDS = torch.arange(20, 96).view(4, 19)
+SHORT = torch.arange(15).view(5, 3) % 11
 SYMMETRIC = (TABLES[17, 17] + TABLES[17, 17].T).abs()
 
 #: For each function what it draws, as a table of choices that do not depend on one another.
 CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
+    "DraftModel": lambda f, g: {"tokens": f(a_decoder(), generator=g).propose(SHORT, None, 4).ids},
+    "Speculative.pick": lambda f, g: {"tokens": speculated(f, g)},
+    "gumbel_top_k": lambda f, g: {"classes": f(TABLES[23, 5], 2, generator=g)},
+    "rejection_accept": lambda f, g: {"kept": f(-TABLES[17, 17].abs(), 0.0, generator=g)},
+    "speculative_draw": lambda f, g: {
+        "tokens": f(TABLES[23, 5], torch.full((23,), 2), -3 * TABLES[23, 5], generator=g).ids,
+        "beside fixed ones": f(TABLES[17, 17], torch.zeros(17).long(), None, generator=g).ids,
+    },
     "Adapter": lambda f, g: {"weights": f(7, 5, generator=g)},
     "Dropout": lambda f, g: {"mask": f(0.5, generator=g)(torch.ones(3, 17))},
     "BlockLowRankLinear": lambda f, g: vars_of(f(6, 9, blocks=3, rank=2, generator=g)),
@@ -175,7 +190,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
             torch.tensor([1e6, 3e6, 1e7, 3e7, 1e8, 3e8]),
             torch.tensor([9e8, 2e8, 8e9, 1e9, 7e9, 5e10]),
             torch.tensor([4.1, 4.0, 3.2, 3.3, 2.9, 2.5]),
-            bootstrap=5,
+            bootstrap=2,
             starts=1,
             generator=g,
         ).draws

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from companion.models import History, Pick, generate, greedy
+from companion.models import History, NextToken, Pick, generate, greedy, sample
 from companion.transformer.block import Decoder, EncoderDecoder, StreamingCache, TransformerConfig
+from companion.transformer.multi_head import KVCache
 
 CONFIG = TransformerConfig(
     vocab=23, dim=12, layers=3, heads=6, kv_heads=2, ff_dim=31, context=29, norm="rms", tied=False
@@ -252,3 +253,53 @@ def test_writing_runs_on_the_meta_device() -> None:
         made = Decoder(CONFIG)
         ids = torch.zeros(2, 3, dtype=torch.long)
     assert generate(made, ids, tokens=5).shape == (2, 5)
+
+
+class Cooled:
+    """A model of no class of ours: it has what the loop needs."""
+
+    def __init__(self, model: Decoder, temperature: float) -> None:
+        self.model, self.temperature, self.config = model, temperature, model.config
+
+    def cache(self, batch: int, capacity: int) -> KVCache:
+        return self.model.cache(batch, capacity)
+
+    def __call__(
+        self,
+        ids: Tensor,
+        *,
+        real: Tensor | None = None,
+        cache: KVCache | None = None,
+        last: int | None = None,
+    ) -> Tensor:
+        scored: Tensor = self.model(ids, real=real, cache=cache, last=last) / self.temperature
+        return scored
+
+
+def test_a_model_of_another_class_writes_as_well(model: Decoder, g: torch.Generator) -> None:
+    other = Cooled(model, 2.0)
+    assert isinstance(other, NextToken)
+    assert isinstance(model, NextToken)
+    ids = torch.randint(0, 23, (3, 5), generator=g)
+    assert torch.equal(generate(other, ids, tokens=9), generate(model, ids, tokens=9))
+
+    def drawn(source: NextToken, temperature: float) -> Tensor:
+        pick = sample(generator=torch.Generator().manual_seed(1), temperature=temperature)
+        return generate(source, ids, tokens=9, pick=pick)
+
+    assert torch.equal(drawn(other, 1.0), drawn(model, 2.0))
+    assert not torch.equal(drawn(other, 1.0), drawn(model, 1.0))
+
+
+def test_a_warp_changes_the_logits_before_the_draw(model: Decoder, g: torch.Generator) -> None:
+    ids = torch.randint(0, 23, (2, 5), generator=g)
+    seen: list[int] = []
+
+    def only_even(logits: Tensor, history: History) -> Tensor:
+        seen.append(history.written.shape[1])
+        odd = torch.arange(logits.shape[1]) % 2 == 1
+        return logits.masked_fill(odd, -torch.inf)
+
+    written = generate(model, ids, tokens=7, pick=sample(generator=g, warp=only_even))
+    assert not bool((written % 2).any())
+    assert seen == list(range(7))

@@ -1,6 +1,5 @@
 """The loss of a language model, its scores of whole texts, and what it writes."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as type_hook
 from torch import Tensor
 
 from companion.foundations.language_models import bits_per_byte
@@ -30,15 +28,6 @@ V, CONTEXT = 29, 23
 # Sums of some dozen terms in a few layers lose a handful of the 53 bits of a double.
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 SINGLE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-@pytest.fixture
-def own_checks() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = type_hook.jaxtyping_disable
-    type_hook.update("jaxtyping_disable", True)
-    yield
-    type_hook.update("jaxtyping_disable", before)
 
 
 def model_of(form: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Decoder:

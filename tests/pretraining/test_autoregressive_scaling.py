@@ -1,14 +1,12 @@
 """Scaling laws: the fit finds what made the data, and the split of a budget is the best one."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as type_hook
 from scipy import optimize
 from torch import Tensor
 
@@ -22,15 +20,6 @@ from companion.pretraining.autoregressive import (
 )
 
 LAW = ScalingLaw(E=1.3, A=25.0, B=70.0, alpha=0.37, beta=0.31)
-
-
-@pytest.fixture
-def own_checks() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = type_hook.jaxtyping_disable
-    type_hook.update("jaxtyping_disable", True)
-    yield
-    type_hook.update("jaxtyping_disable", before)
 
 
 def runs(noise: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

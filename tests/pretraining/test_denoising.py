@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import permutations
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as type_hook
 from torch import Tensor
 
 from companion.pretraining.denoising import (
@@ -53,15 +52,6 @@ NOISES = {
     "rotation": document_rotation,
     "middle": partial(fill_in_the_middle, suffix=2, prefix=3, middle=4),
 }
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = type_hook.jaxtyping_disable
-    type_hook.update("jaxtyping_disable", True)
-    yield
-    type_hook.update("jaxtyping_disable", before)
 
 
 def gen(seed: int = 0) -> torch.Generator:
@@ -486,7 +476,7 @@ def test_noises_follow_the_device(name: str, device: torch.device) -> None:
     assert unpad(one) == unpad(two)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_errors_name_what_is_wrong() -> None:
     tokens = texts(5, 3)
     left = Tokens(tokens.ids.flip(1), tokens.real.flip(1))

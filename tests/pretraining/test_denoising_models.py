@@ -1,7 +1,6 @@
 """Masks and models: what can influence what, and that one pass is the chain rule."""
 
 import math
-from collections.abc import Iterator
 from itertools import combinations, permutations
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as type_hook
 from torch import Tensor
 
 from companion.core import site_names, watch
@@ -57,15 +55,6 @@ from companion.transformer.positions import TransformerXLBias
 
 V, N = 31, 7
 SIZES: dict[str, Any] = {"vocab": V, "dim": 12, "layers": 2, "heads": 3, "ff_dim": 17}
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = type_hook.jaxtyping_disable
-    type_hook.update("jaxtyping_disable", True)
-    yield
-    type_hook.update("jaxtyping_disable", before)
 
 
 def gen(seed: int = 0) -> torch.Generator:
@@ -659,7 +648,7 @@ def test_the_loss_of_an_encoder_decoder_is_its_cross_entropy() -> None:
     torch.testing.assert_close(seq2seq_loss(model, pair, start=1), expected)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_errors_name_what_is_wrong() -> None:
     tokens = texts(6, 4)
     with pytest.raises(ValueError, match="rank must be integers"):

@@ -1,6 +1,6 @@
 """Hiding tokens: which positions, what is put there, and what is left alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +8,6 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as jaxtyping_config
 from torch import Tensor
 
 from companion.core import generator
@@ -242,15 +241,6 @@ def test_corruption_runs_on_every_device(
     assert all(part.is_meta and part.shape == (3, 19) for part in nowhere)
 
 
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Our own errors are the subject; a run with checked annotations would come before them."""
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -270,7 +260,7 @@ def unchecked() -> Iterator[None]:
         ({"vocab": 50}, r"ids must lie in \[0, 50\)"),
     ],
 )
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("own_checks")
 def test_what_does_not_fit_is_named(
     change: dict[str, Any], message: str, g: torch.Generator
 ) -> None:
@@ -279,7 +269,7 @@ def test_what_does_not_fit_is_named(
         corrupt(ids, **OPTIONS | change, generator=g)
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("own_checks")
 def test_what_does_not_fit_words_and_spans_is_named(g: torch.Generator) -> None:
     ids = text(2, 5)
     with pytest.raises(ValueError, match=r"words must have shape \(2, 5\), got \(2, 4\)"):

@@ -1,6 +1,5 @@
 """BERT with both heads computes what `transformers` computes, outputs, losses and gradients."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as jaxtyping_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -356,15 +354,6 @@ def test_autocast_stays_finite_and_near() -> None:
     torch.testing.assert_close(narrow, exact, rtol=0.05, atol=0.05)
 
 
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Our own errors are the subject; a run with checked annotations would come before them."""
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -375,7 +364,7 @@ def unchecked() -> Iterator[None]:
         ({"predictions": 0}, "count must be 1 or more, got 0"),
     ],
 )
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("own_checks")
 def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> None:
     model = small()
     with pytest.raises(ValueError, match=message):

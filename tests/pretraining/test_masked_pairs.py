@@ -1,13 +1,12 @@
 """Pairs of segments: who follows whom, and what must not give it away."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as jaxtyping_config
 from torch import Tensor
 
 from companion.core import generator
@@ -194,16 +193,7 @@ def test_pairs_are_made_on_every_device(
     assert [part.shape for part in nowhere] == [part.shape for part in made]
 
 
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Our own errors are the subject; a run with checked annotations would come before them."""
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
-
-
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("own_checks")
 def test_what_cannot_be_paired_is_named(g: torch.Generator) -> None:
     one = sentence_boundaries([[[5], [6], [7]]], half=3)
     two = sentence_boundaries([[[5], [6]], [[7], [8]]], half=3)

@@ -1,12 +1,10 @@
 """Pseudo-log-likelihoods, and baselines that count."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from jaxtyping import config as jaxtyping_config
 from torch import Tensor
 
 from companion.core import generator
@@ -233,16 +231,7 @@ def test_both_sides_fill_better_than_one_and_rows_sum_to_one() -> None:
     assert min(gains) > 0.1
 
 
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Our own errors are the subject; a run with checked annotations would come before them."""
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
-
-
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("own_checks")
 def test_what_does_not_fit_is_named() -> None:
     model, ids = BertForPreTraining(CONFIG), texts(2, 5)
     with pytest.raises(ValueError, match="mask_id must be from 0 to 30, got 31"):

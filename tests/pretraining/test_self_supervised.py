@@ -1,7 +1,7 @@
 """Contrastive losses and bounds on information, against loops, enumeration and closed forms."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
@@ -43,15 +42,6 @@ from companion.verify import peak_bytes
 N, D, M = 7, 5, 3
 # Sums of a few dozen products of order 1 in float64.
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 def rows(g: torch.Generator, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -598,7 +588,7 @@ def test_half_precision_is_widened(
 Pair = dict[str, Any]
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -661,7 +651,7 @@ def test_errors_name_what_is_wrong(
         call(rows(g, N, D))
 
 
-def test_the_table_of_a_spectral_loss_needs_rows_of_numbers(no_type_hook: None) -> None:
+def test_the_table_of_a_spectral_loss_needs_rows_of_numbers(own_checks: None) -> None:
     joint = torch.full((2, 3), 1 / 6, dtype=torch.float64)
     U, V = torch.ones(2, 5, dtype=torch.float64), torch.ones(3, 5, dtype=torch.float64)
     for name, wrong in (("U", (U.long(), V)), ("V", (U, V.long()))):

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import pytest
 import scipy.ndimage
 import torch
 import torch.nn.functional as F
-from jaxtyping import config
 from torch import Tensor, nn
 
 from companion import data
@@ -31,15 +30,6 @@ from companion.pretraining.self_supervised import (
 N, D = 7, 3
 # Sums of a few dozen products of order 1 in float64.
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 def rows(g: torch.Generator, *shape: int) -> Tensor:
@@ -343,7 +333,7 @@ def test_half_precision_is_widened(
         assert bool(torch.isfinite(made))
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as jaxtyping_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -46,14 +45,6 @@ IN, OUT, RANK = 7, 11, 3
 # Sums of some ten products of order 1 in float64.
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 SMALL = {"vocab": 23, "dim": 12, "layers": 2, "heads": 6, "ff_dim": 31, "context": 29}
-
-
-@pytest.fixture
-def no_type_hook():
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
 
 
 def decoder(**options: object) -> Decoder:
@@ -210,7 +201,7 @@ def test_merging_twice_and_unmerging_what_is_not_merged_are_refused(g: torch.Gen
         layer.merge()
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_lora_refuses_what_does_not_fit(g: torch.Generator) -> None:
     base = nn.Linear(IN, OUT)
     good = {"rank": 2, "alpha": 1.0, "generator": g}
@@ -383,7 +374,7 @@ def test_lora_in_cross_attention_acts_on_queries_and_context(g: torch.Generator)
     torch.testing.assert_close(model(source, target), changed, **EXACT)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_models_that_lora_does_not_fit_are_refused_and_left_alone(g: torch.Generator) -> None:
     model = decoder()
     good = {"targets": ["query"], "rank": 2, "alpha": 3.0, "generator": g}
@@ -558,7 +549,7 @@ def test_a_prompt_starts_from_rows_of_the_table(g: torch.Generator) -> None:
     assert torch.equal(model.tokens.weight, table)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_prompts_that_do_not_fit_are_refused(g: torch.Generator) -> None:
     with pytest.raises(ValueError, match="length must be 1 or more"):
         PromptTuning(decoder(), length=0, generator=g)
@@ -574,7 +565,7 @@ def test_prompts_that_do_not_fit_are_refused(g: torch.Generator) -> None:
 # --- adapters and classifiers ---------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_an_adapter_is_the_definition_and_starts_as_the_identity(g: torch.Generator) -> None:
     adapter = Adapter(5, 3, generator=g, dtype=torch.float64)
     x = torch.randn(2, 7, 5, generator=g, dtype=torch.float64)

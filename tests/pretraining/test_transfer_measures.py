@@ -35,7 +35,6 @@ from companion.pretraining.transfer import (
     whiten,
 )
 from companion.transformer.block import Decoder, TransformerConfig
-from tests.pretraining.test_transfer import no_type_hook  # noqa: F401
 
 N, D, K = 41, 5, 3
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -114,7 +113,7 @@ def test_probes_of_wide_features_of_a_real_model_converge() -> None:
     assert probe.steps < 20
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_probes_refuse_what_does_not_fit(g: torch.Generator) -> None:
     h, y = problem(g)
     for features, labels, options, message in (
@@ -339,7 +338,7 @@ def test_measures_keep_dtype_run_on_meta_and_leave_their_inputs(g: torch.Generat
     assert probe_hessian(m, m[:, :3].T @ m[:, :2] if D == 3 else m[:D, :2]).shape == (D, 2, D, 2)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_representations_refuse_what_does_not_fit(g: torch.Generator) -> None:
     h = torch.randn(2, 5, 3, generator=g)
     with pytest.raises(ValueError, match=r"real must have shape \(2, 5\), got \(2, 4\)"):
@@ -484,7 +483,7 @@ def test_senses_are_told_by_a_vote_of_the_nearest_in_other_groups(g: torch.Gener
     torch.testing.assert_close(same_group, torch.full((2,), 0.5).double())  # nobody may vote
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_votes_refuse_what_does_not_fit(g: torch.Generator) -> None:
     h, zeros = torch.randn(5, 3, generator=g), torch.zeros(5).long()
     with pytest.raises(ValueError, match=r"groups must have shape \(5,\), got \(4,\)"):

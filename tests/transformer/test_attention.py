@@ -1,7 +1,7 @@
 """Attention: the definition, the fused kernels, and independent implementations."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import Tensor, nn
 
 from companion.transformer.attention import (
@@ -33,15 +32,6 @@ from companion.transformer.attention import (
 B, H, KV, N, M, DK, DV = 2, 6, 3, 5, 7, 11, 13
 # Sums of at most 13 products of order 1 in float64.
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 def problem(
@@ -541,7 +531,7 @@ def test_no_keys_and_no_queries_are_empty_sums(g: torch.Generator) -> None:
     [attention, dense_attention, attention_by_hand, tiled_attention, attention_state],
 )
 def test_shapes_and_dtypes_that_do_not_fit_are_named(
-    function: Callable[..., Any], no_type_hook: None
+    function: Callable[..., Any], own_checks: None
 ) -> None:
     Q, K, V = torch.zeros(2, 6, 5, 11), torch.zeros(2, 3, 7, 11), torch.zeros(2, 3, 7, 13)
     with pytest.raises(ValueError, match=r"same width, got Q \(2, 6, 5, 11\) with 11 .* with 10"):
@@ -581,7 +571,7 @@ def test_shapes_and_dtypes_that_do_not_fit_are_named(
             function(Q, K, V, bias=torch.ones(5, 7).bool())
 
 
-def test_backends_are_known_by_name(no_type_hook: None, g: torch.Generator) -> None:
+def test_backends_are_known_by_name(own_checks: None, g: torch.Generator) -> None:
     Q, K, V = problem(g)
     with pytest.raises(ValueError, match="one of auto, sdpa, flex, tiled, dense, got 'flash'"):
         attention(Q, K, V, backend="flash")  # type: ignore[arg-type]

@@ -1,12 +1,11 @@
 """Masks: rules, their algebra, and the three forms that follow from them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import Tensor
 
 from companion.transformer.attention import (
@@ -71,15 +70,6 @@ def table(rule: Callable[[int, int, int, int], bool]) -> Tensor:
             for b in range(B)
         ]
     )
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -233,7 +223,7 @@ def test_sizes_are_checked_without_a_device_and_devices_without_an_index() -> No
             first.check(N, M, batch=None, device=torch.device(other))
 
 
-def test_wrong_tensors_are_refused_by_name(no_type_hook: None) -> None:
+def test_wrong_tensors_are_refused_by_name(own_checks: None) -> None:
     with pytest.raises(ValueError, match=r"real must be Bool .* got torch.int64 of shape \(2, 7\)"):
         padding(REAL.long())
     with pytest.raises(ValueError, match=r"real must be Bool .* of shape \(7,\)"):

@@ -1,13 +1,11 @@
 """Entropy and sinks of attention weights against their definitions."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as jaxtyping_config
 from torch import nn
 
 from companion.core import watch
@@ -22,15 +20,6 @@ from companion.transformer.attention import (
 
 # Sums of at most some hundred products of order 1 in float64.
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
 
 
 def test_entropy_lies_between_zero_and_the_logarithm_of_the_keys() -> None:
@@ -93,7 +82,7 @@ def test_narrow_numbers_are_summed_in_wide_ones(dtype: torch.dtype) -> None:
         torch.testing.assert_close(made.double(), wide, rtol=torch.finfo(dtype).eps, atol=0)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_sink_mass_refuses_what_is_no_self_attention() -> None:
     with pytest.raises(ValueError, match=r"A must be square, of 2 tokens or more, got \(3, 5\)"):
         sink_mass(torch.ones(3, 5))
@@ -193,7 +182,7 @@ def test_a_query_that_may_read_nothing_gets_zero_beside_the_sink() -> None:
     assert out[:, :, 0].min() > 0
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_a_sink_needs_one_score_for_each_head() -> None:
     x = torch.ones(1, 2, 3, 4)
     with pytest.raises(ValueError, match="one entry for each of 2 heads, got 3"):

@@ -1,13 +1,12 @@
 """The feed-forward networks: the formulas, the memory view, and who sees whom."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as jaxtyping_config
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
@@ -21,15 +20,6 @@ B, N, D, FF = 2, 3, 5, 11
 # Sums of at most 11 products of order 1 in float64.
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
 NAMES = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong values reach our own checks, also where the jaxtyping hook is on."""
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
 
 
 def filled(module: nn.Module, g: torch.Generator) -> nn.Module:
@@ -170,7 +160,7 @@ def test_misfits_are_named(kind: Callable[..., nn.Module]) -> None:
         kind(D, -1)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 @pytest.mark.parametrize("kind", [FeedForward, GatedFeedForward])
 def test_an_unknown_activation_is_named(kind: Callable[..., nn.Module]) -> None:
     with pytest.raises(ValueError, match=r"one of gelu, gelu_tanh, relu, silu, got 'swish'"):

@@ -1,11 +1,9 @@
 """Random weights: their sizes, who gets the branch gain, and what they do to the stream."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import torch
-from jaxtyping import config as jaxtyping_config
 from torch import Tensor, nn
 
 from companion.core import watch
@@ -29,15 +27,6 @@ CONFIG = TransformerConfig(
     vocab=101, dim=64, layers=3, heads=8, kv_heads=2, ff_dim=96, context=53,
     norm="rms", activation="swiglu", tied=False,
 )  # fmt: skip
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong values reach our own checks, also where the jaxtyping hook is on."""
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
 
 
 def spread(tensor: Tensor) -> float:
@@ -242,7 +231,7 @@ def test_the_last_gradient_falls_with_depth_in_pre_norm_only() -> None:
     assert last("post", 2) / last("post", 24) < 1.5
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_misfits_are_named(g: torch.Generator) -> None:
     model = FeedForward(3, 5)
     before = model.up.weight.clone()

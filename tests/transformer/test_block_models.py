@@ -1,7 +1,6 @@
 """Encoder, decoder and encoder-decoder: what a position may depend on, caches, errors."""
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as jaxtyping_config
 from torch import Tensor, nn
 
 from companion.core import watch
@@ -356,16 +354,7 @@ def test_every_configuration_is_causal_and_counted(
 # --- errors --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Our own errors are the subject; a run with checked annotations would come before them."""
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
-
-
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("own_checks")
 def test_a_description_is_frozen_and_checked() -> None:
     with pytest.raises(FrozenInstanceError):
         CONFIG.dim = 13  # type: ignore[misc]
@@ -390,7 +379,7 @@ def test_a_description_is_frozen_and_checked() -> None:
             replace(CONFIG, **change)
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("own_checks")
 def test_bad_inputs_get_errors_that_name_the_values() -> None:
     decoder, encoder = Decoder(CONFIG), Encoder(CONFIG)
     ids = some_ids(2, N)
@@ -419,7 +408,7 @@ def test_bad_inputs_get_errors_that_name_the_values() -> None:
         decoder.run(ids, mask=torch.ones(N, N))
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("own_checks")
 def test_kinds_of_models_are_known_by_name() -> None:
     kind: Any = "codec"
     with pytest.raises(ValueError, match=r"kind must be encoder, .* got 'codec'"):
@@ -466,7 +455,7 @@ def test_a_block_wants_a_context_when_and_only_when_it_reads_one() -> None:
         Block(CONFIG)(x, x)
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("own_checks")
 @torch.no_grad()
 def test_embeddings_may_stand_for_ids() -> None:
     config = replace(CONFIG, positions=Learned(), segments=2)
@@ -512,7 +501,7 @@ def test_positions_are_refused_where_distances_are_counted(positions: Any) -> No
         model(some_ids(1, 3), positions=torch.arange(3))
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("own_checks")
 def test_positions_must_fit() -> None:
     model = Decoder(CONFIG)
     with pytest.raises(ValueError, match="positions"):

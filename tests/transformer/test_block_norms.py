@@ -1,6 +1,6 @@
 """LayerNorm and RMSNorm: the definition, the backward pass, and what they do not see."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import Tensor
 
 from companion.transformer.block import (
@@ -25,15 +24,6 @@ B, N, D = 2, 3, 7
 EPS = 0.3  # large, so that a formula that is right for 0 alone fails
 # Sums of a few products of order 1 in float64.
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 def problem(
@@ -321,7 +311,7 @@ def test_autocast_stays_finite(
     assert all(bool(torch.isfinite(p.grad).all()) for p in layer.parameters() if p.grad is not None)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_misfits_are_named(g: torch.Generator) -> None:
     x, weight, bias, grad = problem(g)
     with pytest.raises(ValueError, match=r"rows of 5 features .* got \(2, 3, 7\)"):

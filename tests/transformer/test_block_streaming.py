@@ -1,13 +1,11 @@
 """The streaming cache against its definition, and against the plain cache where both apply."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as jaxtyping_config
 from torch import Tensor
 
 from companion.models import smollm2
@@ -39,15 +37,6 @@ CONFIG = block.TransformerConfig(
     attention_bias=False,
     ff_bias=False,
 )
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
 
 
 def model(g: torch.Generator, config: block.TransformerConfig = CONFIG) -> block.Decoder:
@@ -263,7 +252,7 @@ def test_a_cache_can_go_back_until_something_was_let_go_of(g: torch.Generator) -
         cache.truncate(4)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_the_cache_refuses_what_does_not_fit(g: torch.Generator) -> None:
     cache = StreamingCache(1, 2, 3, 1, 4, 6)
     layer, one = cache.layers[0], torch.ones(2, 3, 1, 6)

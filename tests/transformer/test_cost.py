@@ -1,7 +1,6 @@
 """Ledgers against counters, and the collapse against its bound."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as jaxtyping_config
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,15 +41,6 @@ ALIBI = replace(PLAIN, positions=block.AlibiBias())
 LEARNED = replace(PLAIN, positions=block.Learned(), norm_place="post", segments=2)
 CONFIGS = [PLAIN, GROUPED, UNTIED, ALIBI, LEARNED]
 NAMES = ["plain", "grouped", "untied", "alibi", "learned"]
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
 
 
 def zeros(batch: int, n: int, device: str = "cpu") -> Tensor:
@@ -309,7 +298,7 @@ def test_layer_costs_are_those_of_the_products() -> None:
     assert cost.layer_cost("recurrent", n, d).sequential == n
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_layers_are_refused_where_they_make_no_sense() -> None:
     with pytest.raises(ValueError, match="kind must be attention, recurrent or convolution"):
         cost.layer_cost("pooling", 5, 3)  # type: ignore[arg-type]

@@ -1,6 +1,5 @@
 """The layer with several heads: its definition, its oracles, its masks."""
 
-from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -9,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as jaxtyping_config
 from torch import Tensor, nn
 from transformers import BertConfig, LlamaConfig
 from transformers.models.bert.modeling_bert import BertAttention
@@ -37,15 +35,6 @@ SIZES = [
     {"heads": H, "kv_heads": 1, "head_dim": K, "value_dim": V},
     {"heads": 5, "head_dim": 3, "value_dim": 7},
 ]
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
 
 
 def draw(*shape: int, g: torch.Generator) -> Tensor:
@@ -491,7 +480,7 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
             MultiHeadAttention(**arguments)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_inputs_that_do_not_fit_are_refused_by_name(g: torch.Generator) -> None:
     mha, x = layer(g, heads=H), draw(B, N, D, g=g)
     with pytest.raises(ValueError, match=r"x must have shape \(\*, \*, 12\), got \(2, 5, 11\)"):

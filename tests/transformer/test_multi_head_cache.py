@@ -1,6 +1,5 @@
 """Keys and values that are kept: decoding with a cache computes what reading anew computes."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -8,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as jaxtyping_config
 from torch import Tensor
 
 from companion import verify
@@ -33,15 +31,6 @@ SIZES = [
 # The same sums of a few dozen products, in another order: some ten rounding units.
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
 CHUNKS = [[1] * N, [4, 1, 1, 5], [N], [7, 4]]
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
 
 
 def draw(*shape: int, g: torch.Generator) -> Tensor:
@@ -233,7 +222,7 @@ def test_no_graph_grows_in_the_cache(g: torch.Generator) -> None:
     assert cache.values.grad_fn is None
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_what_does_not_fit_into_the_cache_is_refused_and_not_stored(g: torch.Generator) -> None:
     cache = KVCache(1, B, 3, 5, 4, dtype=torch.float64).layers[0]
     cache.append(draw(B, 3, 3, 4, g=g), draw(B, 3, 3, 4, g=g))
@@ -318,7 +307,7 @@ def test_one_pass_over_a_tree_reads_each_branch_as_if_alone(g: torch.Generator) 
         torch.testing.assert_close(made[:, token], alone[:, -1], **EXACT)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_parents_that_form_no_tree_are_refused() -> None:
     for parents, message in (
         (torch.tensor([-1, 1]), "token 1 has 1"),

@@ -1,7 +1,6 @@
 """Heads one by one: their importance, models without some of them, and shared keys and values."""
 
 import copy
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config as jaxtyping_config
 from torch import Tensor, nn
 
 from companion.core import watch
@@ -27,15 +25,6 @@ from companion.transformer.positions import ShawRelative
 
 B, N, D, H, L = 3, 5, 12, 6, 2
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
-
-
-@pytest.fixture
-def no_type_hook() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = jaxtyping_config.jaxtyping_disable
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", before)
 
 
 def draw(*shape: int, g: torch.Generator) -> Tensor:
@@ -190,7 +179,7 @@ def test_measuring_leaves_the_model_as_it_was(g: torch.Generator) -> None:
     assert not any(mha.watched(*mha.sites) for mha in made.layers)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_losses_without_a_gradient_or_of_a_wrong_shape_are_refused(g: torch.Generator) -> None:
     made, x = model(g), draw(B, N, D, g=g)
     uneven = Residual(layer(g, 6), layer(g, 3))
@@ -253,7 +242,7 @@ def test_a_layer_alone_is_pruned_too(g: torch.Generator) -> None:
     assert torch.equal(smaller.qkv.weight, mha.keep_heads([0, 3]).qkv.weight)
 
 
-@pytest.mark.usefixtures("no_type_hook")
+@pytest.mark.usefixtures("own_checks")
 def test_prunings_that_cannot_be_are_refused(g: torch.Generator) -> None:
     made, grouped = model(g), model(g, kv_heads=3)
     all_of = torch.ones(L, H, dtype=torch.bool)

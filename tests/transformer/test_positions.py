@@ -2,7 +2,6 @@
 
 import math
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,15 +23,6 @@ from companion.transformer.positions import (
 )
 
 F64 = torch.float64
-
-
-@pytest.fixture
-def our_checks():
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 # --- sinusoids -----------------------------------------------------------------------------------
@@ -122,7 +112,7 @@ def test_learned_positions_start_with_the_deviation_of_bert():
     assert abs(table.mean().item()) < 5 * 0.02 / math.sqrt(40501)
 
 
-@pytest.mark.usefixtures("our_checks")
+@pytest.mark.usefixtures("own_checks")
 def test_learned_positions_refuse_what_they_lack():
     table = LearnedPositions(7, 5, offset=2)
     with pytest.raises(ValueError, match=r"positions must lie in \[0, 7\), got 7"):
@@ -290,7 +280,7 @@ def test_narrow_integers_do_not_wrap_around(dtype):
     assert torch.equal(table(narrow), table(t))
 
 
-@pytest.mark.usefixtures("our_checks")
+@pytest.mark.usefixtures("own_checks")
 def test_biases_refuse_positions_that_are_not_integers():
     with pytest.raises(ValueError, match="heads must be 1 or more, got 0"):
         Alibi(0)

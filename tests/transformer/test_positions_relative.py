@@ -1,6 +1,5 @@
 """Relative terms that meet the query: naive loops as oracle, and no attention without positions."""
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,15 +15,6 @@ from companion.transformer.positions import (
 
 F64 = torch.float64
 B, H, D = 2, 6, 4
-
-
-@pytest.fixture
-def our_checks():
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def queries(n, seed=0, heads=H):
@@ -177,7 +167,7 @@ def test_modules_follow_the_device(device):
     assert TransformerXLBias(H, D, device=device)(q, t, t, q).device == t.device
 
 
-@pytest.mark.usefixtures("our_checks")
+@pytest.mark.usefixtures("own_checks")
 def test_misfits_are_named():
     t = torch.arange(5)
     with pytest.raises(

@@ -3,7 +3,6 @@
 import copy
 import math
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,15 +29,6 @@ from companion.transformer.positions import (
 F64 = torch.float64
 # float32 powers and quotients: a few roundings of 6e-8 each.
 FREQUENCIES = {"rtol": 3e-7, "atol": 0}
-
-
-@pytest.fixture
-def our_checks():
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def config(context=64, head_dim=16, **parameters):
@@ -363,7 +353,7 @@ def test_inputs_stay_as_they_are():
         assert torch.equal(now, then)
 
 
-@pytest.mark.usefixtures("our_checks")
+@pytest.mark.usefixtures("own_checks")
 def test_misfits_are_named():
     x = torch.ones(2, 3, 5, 16)
     rotary = Rotary(16)

@@ -105,8 +105,8 @@ class TopK(NamedTuple):
         ids: The classes.
     """
 
-    log_probs: Float[Tensor, "*batch k"]
-    ids: Integer[Tensor, "*batch k"]
+    log_probs: Float[Tensor, "... k"]
+    ids: Integer[Tensor, "... k"]
 
 
 def top_k_log_probs(

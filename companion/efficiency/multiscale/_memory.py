@@ -218,7 +218,7 @@ class CompressiveMemory:
             stay in the memory until others follow.
         """
         check_floating("segment", segment)
-        segment = segment.detach()
+        segment = segment.detach().clone()  # the caller may write into it afterwards
         if self.recent is not None:
             check_shape("segment", segment, (self.recent.shape[0], None, self.recent.shape[2]))
             segment = torch.cat([self.recent, segment], 1)

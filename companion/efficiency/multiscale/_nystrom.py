@@ -115,7 +115,8 @@ def nystrom_attention(
             \mathrm{softmax}(\tilde Q K^\top)\, V
 
     with scores scaled as usual. Row :math:`i` of :math:`\tilde Q` and :math:`\tilde K` is the mean
-    of the :math:`i`-th of ``landmarks`` segments of nearly equal length.
+    of the :math:`i`-th of ``landmarks`` segments of nearly equal length. Padding does not count for
+    the length, so a text gives the same alone and beside a longer one.
 
     Args:
         Q: Queries.
@@ -128,7 +129,7 @@ def nystrom_attention(
 
     Returns:
         The outputs. Rows of the three factors' product need not be positive. With every token a
-        landmark it is exact if :math:`A` is invertible.
+        landmark and the exact pseudo-inverse it is attention, since :math:`AA^+A = A`.
 
     Raises:
         ValueError: If there are more landmarks than tokens, or shapes do not fit.
@@ -190,9 +191,11 @@ def _segment_means(x: Tensor, segments: int, real: Tensor | None) -> tuple[Tenso
     if real is None and n % segments == 0:
         some = torch.ones(1, segments, dtype=torch.bool, device=x.device)
         return x.view(*x.shape[:2], segments, n // segments, -1).mean(3), some
-    which = torch.arange(n, device=x.device) * segments // n
-    place = torch.arange(segments, device=x.device)[:, None] == which
-    share = place[None] if real is None else place & real[:, None]
+    real = torch.ones(1, n, dtype=torch.bool, device=x.device) if real is None else real
+    rank = real.cumsum(1) - 1  # the place of each token among the tokens of its text
+    which = rank * segments // real.sum(1, keepdim=True).clamp(min=1)
+    place = torch.arange(segments, device=x.device)[:, None] == which[:, None]
+    share = place & real[:, None]
     counts = share.sum(-1, keepdim=True)
     share = share.to(x.dtype) / counts.clamp(min=1)
     return share[:, None] @ x, counts[..., 0] > 0

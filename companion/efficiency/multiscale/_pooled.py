@@ -66,7 +66,7 @@ def block_means(
         summed = nn.functional.pad(summed, (0, 0, 0, short))
         counts = nn.functional.pad(counts, (0, short))
     counts = counts.reshape(counts.shape[0], blocks, size).sum(-1)
-    sums = summed.reshape(*x.shape[:2], blocks, size, -1).sum(3)
+    sums = summed.reshape(*x.shape[:2], blocks, size, x.shape[3]).sum(3)
     return (sums / counts.clamp(min=1)[:, None, :, None]).to(x.dtype), counts
 
 

@@ -5,15 +5,18 @@ from torch import Tensor
 
 from companion.core import can_read, check_shape
 from companion.transformer.attention import Mask
+from companion.transformer.attention._inputs import check_inputs
 
 
 def check_qkv(Q: Tensor, K: Tensor, V: Tensor, *, causal: bool, real: Tensor | None) -> int:
-    """Require four axes, and return how many keys come before the first query."""
+    """Require inputs that belong together, and return how many keys come before the first query."""
     for name, tensor in (("Q", Q), ("K", K), ("V", V)):
         if tensor.ndim != 4:
             raise ValueError(
                 f"{name} must have shape (batch, heads, tokens, width), got {tuple(tensor.shape)}"
             )
+    # Here, before blocks are made of the tokens: 5 keys and 6 values make as many blocks of 3.
+    check_inputs(Q, K, V)
     batch, n, m = Q.shape[0], Q.shape[2], K.shape[2]
     if causal and n > m:
         raise ValueError(f"causal queries are the last of the keys, got {n} queries and {m} keys")
@@ -30,12 +33,21 @@ def check_real(real: Tensor, shape: tuple[int, int]) -> None:
 
 
 def mix(outputs: list[Tensor], gates: Tensor, readable: list[Tensor]) -> Tensor:
-    """Add outputs (batch, heads, n, value) with gates (..., n, outputs), those of nothing left out.
+    """Add outputs (batch, heads, n, value) with gates (..., outputs), those of nothing left out.
 
     Where a query can read nothing at some scale, that scale's gate goes to the others in
     proportion, so that equal values still give that value.
     """
-    some = torch.stack([torch.broadcast_to(r, outputs[0].shape[:3]) for r in readable], -1)
+    want = outputs[0].shape[:3]
+    fits = gates.ndim <= 4 and all(
+        have in (1, size) for have, size in zip(gates.shape[-2::-1], want[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"gates must broadcast to (batch, heads, queries) = {tuple(want)} before their last "
+            f"axis, got {tuple(gates.shape)}"
+        )
+    some = torch.stack([torch.broadcast_to(r, want) for r in readable], -1)
     kept = torch.where(some, gates.to(outputs[0].dtype), 0.0)
     total = kept.sum(-1, keepdim=True)
     shares = kept / total.masked_fill(total == 0, 1.0)

@@ -78,6 +78,10 @@ def headwise_window_mask(windows: Sequence[int] | Tensor) -> Mask:
                 f"windows must be integers of shape (heads,), got {windows.dtype} "
                 f"of shape {tuple(windows.shape)}"
             )
+        if windows.dtype == torch.bool or not len(windows):
+            raise ValueError(f"give a window for each head, got {windows}")
+        if not windows.is_meta and bool((windows < 0).any()):
+            raise ValueError(f"a window must be 0 or more, got {int(windows.min())}")
         table = windows
         widest = float("inf")
     else:

@@ -260,10 +260,11 @@ def int8_matmul(
         :math:`X_q W_q`, int32.
 
     Raises:
-        ValueError: If the inner sizes differ.
+        ValueError: If the inner sizes differ, codes are not int8, or there are so many inputs that
+            a sum could pass :math:`2^{31}`: more than 133,144.
 
     Numerics:
-        Exact while sums stay below :math:`2^{31}`, for up to 131,000 inputs. On a CPU
+        Exact. On a CPU
         ``torch._int_mm`` of PyTorch 2.13 is up to a hundred times as slow as the product in
         float32 (measured with AVX2), so the codes are multiplied in float32, in pieces of 1,024
         inputs, whose sums are whole numbers below :math:`2^{24}` and so exact.
@@ -282,6 +283,14 @@ def int8_matmul(
     if X.shape[-1] != W.shape[0]:
         raise ValueError(
             f"the inner sizes must agree, got X {tuple(X.shape)} and W {tuple(W.shape)}"
+        )
+    if X.dtype != torch.int8 or W.dtype != torch.int8:
+        raise ValueError(f"codes must be int8, got {X.dtype} and {W.dtype}")
+    most = (2**31 - 1) // 127**2
+    if W.shape[0] > most:
+        raise ValueError(
+            f"sums of {W.shape[0]} products of codes may not fit into 32 bits: give {most} inputs "
+            "at most, and add up the parts in floating point"
         )
     total = torch.zeros(*X.shape[:-1], W.shape[1], dtype=torch.int32, device=X.device)
     for first in range(0, W.shape[0], _EXACT):

@@ -14,6 +14,8 @@ from torch import Tensor
 __all__ = [
     "KERNEL_GROUPS",
     "KERNEL_ROWS",
+    "KERNEL_STEP",
+    "aligned",
     "int4_product",
     "int8_product",
     "pack_int4",
@@ -24,6 +26,8 @@ __all__ = [
 KERNEL_GROUPS = (32, 64, 128, 256)
 #: With more rows than this the weight is expanded, and multiplied in floating point.
 KERNEL_ROWS = 24
+#: The 8-bit kernel reads so many inputs at a time, also past the end of a shorter row.
+KERNEL_STEP = 16
 
 
 @cache
@@ -98,7 +102,19 @@ def int4_product(x: Tensor, packed: Tensor, grid: Tensor, group: int, outputs: i
     return made[:, :outputs]
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """Return a tensor that begins where the kernels can read: at a multiple of 64 bytes.
+
+    What PyTorch allocates begins there; a part of a tensor, or what a file maps, need not. With
+    AVX-512 the kernels load 16 bytes by an instruction that ends the process at any other address.
+    """
+    return tensor.clone() if tensor.data_ptr() % 64 else tensor
+
+
 def int8_product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    """Multiply rows, bfloat16, by 8-bit codes (outputs, inputs) with a step for each output."""
+    """Multiply rows, bfloat16, by 8-bit codes (outputs, inputs) with a step for each output.
+
+    Both are :func:`aligned`, and their rows have a multiple of ``KERNEL_STEP`` inputs.
+    """
     made: Tensor = torch._weight_int8pack_mm(x, codes, scale)
     return made

@@ -12,6 +12,8 @@ from companion.efficiency.quantization._affine import int8_matmul, symmetric_sca
 from companion.efficiency.quantization._kernels import (
     KERNEL_GROUPS,
     KERNEL_ROWS,
+    KERNEL_STEP,
+    aligned,
     int4_product,
     int8_product,
     pack_int4,
@@ -150,7 +152,9 @@ class QuantizedLinear(LinearLike):
             rows = x.reshape(-1, self.d_in)
             if self.divide is not None:
                 rows = rows / self.divide
-            rows = rows.to(torch.bfloat16)
+            rows = rows.to(torch.bfloat16).contiguous()
+            if x.dtype == torch.bfloat16:  # else it was made just now
+                rows = aligned(rows)
             if self.bits == 8:
                 y = int8_product(rows, self.codes, self._scales())
             else:
@@ -169,7 +173,8 @@ class QuantizedLinear(LinearLike):
             return False
         if self.bits == 4:
             return self.packed
-        return self.center is None and self.group == self.d_in and self.codes.device.type == "cpu"
+        whole = self.group == self.d_in and self.d_in % KERNEL_STEP == 0
+        return whole and self.center is None and self.codes.device.type == "cpu"
 
     def _scales(self) -> Tensor:
         return self.scale[:, 0].to(torch.bfloat16)
@@ -193,7 +198,11 @@ class QuantizedLinear(LinearLike):
     # Packed codes belong to this machine: they are made plain before anything moves or is stored.
 
     def _for_kernel(self) -> None:
-        if self.bits != 4 or self.packed or self.codes.device.type != "cpu":
+        if self.codes.device.type != "cpu":
+            return
+        if self.bits == 8:
+            self.codes = aligned(self.codes)
+        if self.bits != 4 or self.packed:
             return
         if self.group not in KERNEL_GROUPS:
             return

@@ -11,20 +11,20 @@ __all__ = ["mse_range", "percentile_range"]
 
 
 def percentile_range(
-    x: Float[Tensor, "..."], *, share: float = 0.999
+    x: Float[Tensor, "..."], *, ratio: float = 0.999
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     r"""Return the interval that leaves the same number of values out at either end.
 
     Args:
         x: What was observed.
-        share: How much of it the interval holds, in (0, 1]; 1 is the range from the least to the
+        ratio: How much of it the interval holds, in (0, 1]; 1 is the range from the least to the
             largest.
 
     Returns:
         Its two ends, quantiles of the values.
 
     Raises:
-        ValueError: If the share is out of range.
+        ValueError: If the ratio is out of range.
 
     References:
         H. Wu et al. 2020, arXiv:2004.09602, sec. 5.2.
@@ -32,15 +32,15 @@ def percentile_range(
     Book: :doc:`/book/efficiency/quantization`
 
     Example:
-        >>> percentile_range(torch.arange(101.0), share=0.9)
+        >>> percentile_range(torch.arange(101.0), ratio=0.9)
         (tensor(5.), tensor(95.))
     """
     check_floating("x", x)
-    check_in_range("share", share, low=0.0, high=1.0, open_low=True)
+    check_in_range("ratio", ratio, low=0.0, high=1.0, open_low=True)
     values = wide(x).flatten().sort().values
     # torch.quantile takes no more than 16 million numbers.
     last = len(values) - 1
-    cut = (1 - share) / 2 * last
+    cut = (1 - ratio) / 2 * last
     first = int(cut)
     part = cut - first
     low = torch.lerp(values[first], values[min(first + 1, last)], part)

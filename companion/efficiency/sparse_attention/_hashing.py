@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from companion.core import check_count, check_in_range, randn, wide
+from companion.core import check_count, check_floating, check_in_range, randn, wide
 from companion.transformer.attention._dense import softmax_or_zero
 
 __all__ = [
@@ -216,6 +216,8 @@ def lsh_attention(
         raise ValueError(
             f"there must be a value for each token, got {tuple(QK.shape)}, {tuple(V.shape)}"
         )
+    for name, tensor in (("QK", QK), ("V", V)):
+        check_floating(name, tensor)
     if real is not None and real.shape != (batch, n):
         raise ValueError(f"real must have shape {(batch, n)}, got {tuple(real.shape)}")
     if n == 0:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_count, wide
+from companion.core import check_count, check_floating, wide
 
 __all__ = ["delta_rule", "linear_attention"]
 
@@ -71,6 +71,14 @@ def linear_attention(
             "features of queries and keys must have one width, and each key a value, got "
             f"{tuple(phi_q.shape)}, {tuple(phi_k.shape)} and {tuple(V.shape)}"
         )
+    same = slice(0, 3 if causal else 2)
+    if phi_q.shape[same] != phi_k.shape[same]:
+        what = "batch, heads and tokens" if causal else "batch and heads"
+        raise ValueError(
+            f"queries and keys must have the same {what}, got {tuple(phi_q.shape)} and "
+            f"{tuple(phi_k.shape)}: repeat the keys and values that heads share"
+        )
+    check_floating("V", V)
     q, k, v = wide(phi_q), wide(phi_k), wide(V)
     if normalize:
         v = torch.cat([v, v.new_ones(*v.shape[:-1], 1)], -1)  # its sum is the denominator
@@ -142,6 +150,7 @@ def delta_rule(
             "Q and K must have one shape, with a value and a beta for each key, got "
             f"{tuple(Q.shape)}, {tuple(K.shape)}, {tuple(V.shape)} and {tuple(beta.shape)}"
         )
+    check_floating("V", V)
     q, k, v, b = wide(Q), wide(K), wide(V), wide(beta)
     state = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
     O, _ = delta_run(q, k, v, b, _gates(log_decay, k), state, form, chunk)  # noqa: E741

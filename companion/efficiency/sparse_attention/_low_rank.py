@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from companion.transformer.attention import attention
+from companion.transformer.attention._inputs import check_inputs
 
 __all__ = ["jl_failure_bound", "linformer_attention"]
 
@@ -53,6 +54,7 @@ def linformer_attention(
         tensor([[0.5000, 0.5000],
                 [0.5000, 0.5000]], dtype=torch.float64)
     """
+    check_inputs(Q, K, V)
     n, heads = K.shape[2], K.shape[1]
     for name, mix in (("E", E), ("F", F)):
         fits = mix.ndim == 2 or (mix.ndim == 3 and mix.shape[0] == heads)

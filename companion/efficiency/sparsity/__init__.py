@@ -55,7 +55,7 @@ from companion.efficiency.sparsity._sharing import (
     share_blocks_,
 )
 from companion.efficiency.sparsity._sparsegpt import Method, prune_, sparsegpt
-from companion.efficiency.sparsity._topology import RigL, cosine_fraction, rigl_update
+from companion.efficiency.sparsity._topology import RigL, cosine_ratio, rigl_update
 from companion.efficiency.sparsity._units import remove_units, unit_norms
 
 __all__ = [
@@ -74,7 +74,7 @@ __all__ = [
     "balance_bias",
     "block_mask",
     "break_even_rank",
-    "cosine_fraction",
+    "cosine_ratio",
     "experts_factory",
     "global_masks",
     "group_soft_threshold",

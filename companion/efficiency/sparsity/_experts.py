@@ -95,13 +95,12 @@ def route(
         check_shape("bias", bias, (experts,))
     z = wide(logits)
     s = torch.softmax(z, -1) if scores == "softmax" else torch.sigmoid(z)
-    chosen = (s.detach() if bias is None else s.detach() + bias).topk(k, -1).indices
-    gates = s.gather(-1, chosen)
-    if renormalize:
-        # Logits far below zero have sigmoids of 0, and no sum to divide by: the log holds on.
-        log_s = torch.log_softmax(z, -1) if scores == "softmax" else nn.functional.logsigmoid(z)
-        gates = torch.softmax(log_s.gather(-1, chosen), -1)
-    probabilities = s if scores == "softmax" else s / s.sum(-1, keepdim=True)
+    # Scores round to 0 and to 1 where logits still differ.
+    chosen = (z.detach() if bias is None else s.detach() + bias).topk(k, -1).indices
+    # Logits far below zero have sigmoids of 0, and no sum to divide by: the log holds on.
+    log_s = torch.log_softmax(z, -1) if scores == "softmax" else nn.functional.logsigmoid(z)
+    gates = torch.softmax(log_s.gather(-1, chosen), -1) if renormalize else s.gather(-1, chosen)
+    probabilities = s if scores == "softmax" else torch.softmax(log_s, -1)
     return Routing(chosen, gates, probabilities)
 
 
@@ -155,26 +154,29 @@ def balance_bias(
     bias: Float[Tensor, " experts"],
     routing: Routing,
     *,
-    rate: float = 1e-3,
+    step: float = 1e-3,
     real: Bool[Tensor, " tokens"] | None = None,
 ) -> Float[Tensor, " experts"]:
     r"""Move the bias of the choice toward balance, with no loss and no gradient.
 
-    .. math:: b_i \leftarrow b_i + \text{rate}\cdot\operatorname{sign}(\bar c - c_i)
+    .. math:: b_i \leftarrow b_i + \text{step}\cdot\operatorname{sign}(\bar c - c_i)
 
     for :math:`c_i` the choices of expert :math:`i` and :math:`\bar c` their mean.
 
     Args:
         bias: The bias so far.
         routing: The choices that it led to.
-        rate: Size of the step.
+        step: By how much an entry moves.
         real: ``True`` for tokens, ``False`` for padding.
 
     Returns:
         The new bias.
 
     Raises:
-        ValueError: If shapes do not fit or the rate is negative.
+        ValueError: If shapes do not fit or the step is negative.
+
+    Numerics:
+        Keep the bias in float32: near 1, bfloat16 has steps of 0.008, and one of 0.001 is lost.
 
     References:
         Wang et al. 2024, arXiv:2408.15664, algorithm 1.
@@ -182,18 +184,18 @@ def balance_bias(
     Book: :doc:`/book/efficiency/sparsity`
 
     Example:
-        >>> balance_bias(torch.zeros(3), route(torch.eye(3)[:2], k=1), rate=0.5)
+        >>> balance_bias(torch.zeros(3), route(torch.eye(3)[:2], k=1), step=0.5)
         tensor([-0.5000, -0.5000,  0.5000])
     """
     check_shape("bias", bias, (routing.probabilities.shape[1],))
-    check_in_range("rate", rate, low=0.0, open_high=True)
+    check_in_range("step", step, low=0.0, open_high=True)
     chosen = routing.experts
     if real is not None:
         check_shape("real", real, (chosen.shape[0],))
         chosen = chosen[real]
-    flat = chosen.flatten()
-    counts = torch.zeros_like(bias).scatter_add(0, flat, torch.ones_like(flat, dtype=bias.dtype))
-    return bias + rate * torch.sign(counts.mean() - counts)
+    # Counted in integers: in bfloat16 a sum of ones stops at 256.
+    counts = torch.bincount(chosen.flatten(), minlength=len(bias)).to(wide(bias).dtype)
+    return bias + step * torch.sign(counts.mean() - counts).to(bias.dtype)
 
 
 class MixtureOfExperts(HasSites):

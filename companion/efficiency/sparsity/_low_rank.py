@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.core import LinearLike, check_count, check_in_range, check_shape, rand
+from companion.core import LinearLike, check_count, check_in_range, check_shape, rand, wide
 
 __all__ = [
     "BlockLowRankLinear",
@@ -65,6 +65,9 @@ def svd_factors(
     Raises:
         ValueError: If the rank is out of range.
 
+    Numerics:
+        In float32 at least; the factors have the dtype of ``W``.
+
     References:
         Eckart and Young 1936, "The approximation of one matrix by another of lower rank".
 
@@ -78,9 +81,10 @@ def svd_factors(
     """
     check_shape("W", W, (None, None))
     check_count("rank", rank, high=min(W.shape))
-    left, values, right = torch.linalg.svd(W, full_matrices=False)
+    left, values, right = torch.linalg.svd(wide(W), full_matrices=False)
     root = values[:rank].sqrt()
-    return left[:, :rank] * root, root[:, None] * right[:rank]
+    A, B = left[:, :rank] * root, root[:, None] * right[:rank]
+    return A.to(W.dtype), B.to(W.dtype)
 
 
 def activation_aware_factors(
@@ -278,7 +282,7 @@ class BlockLowRankLinear(LinearLike):
         )
         tiles = W.reshape(blocks, d_in // blocks, blocks, d_out // blocks).transpose(1, 2)
         check_count("rank", rank, high=min(tiles.shape[2:]))
-        left, values, right = torch.linalg.svd(tiles, full_matrices=False)
+        left, values, right = torch.linalg.svd(wide(tiles), full_matrices=False)
         root = values[..., :rank].sqrt()
         with torch.no_grad():
             made.U.copy_(left[..., :rank] * root[..., None, :])

@@ -11,7 +11,14 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from companion.core import check_count, check_in_range, check_same_shape, check_shape, wide
+from companion.core import (
+    check_count,
+    check_floating,
+    check_in_range,
+    check_same_shape,
+    check_shape,
+    wide,
+)
 
 __all__ = [
     "block_mask",
@@ -64,6 +71,12 @@ def top_mask(
     return keep.reshape(scores.shape)
 
 
+def check_bool(name: str, mask: Tensor) -> None:
+    """Require a mask that says where weights stay. Not public."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be Bool, True for what stays, got {mask.dtype}")
+
+
 def magnitude_mask(
     W: Float[Tensor, "*shape"],
     *,
@@ -109,7 +122,8 @@ def global_masks(
         Masks by name.
 
     Raises:
-        ValueError: If the share is out of range, or less than what ``among`` has removed.
+        ValueError: If the share is out of range, or less than what ``among`` has removed; or if
+            ``among`` lacks a name or has another shape.
 
     Book: :doc:`/book/efficiency/sparsity`
 
@@ -120,8 +134,14 @@ def global_masks(
     check_in_range("sparsity", sparsity, low=0.0, high=1.0)
     if not scores:
         raise ValueError("scores must hold one tensor or more, got none")
+    for name, value in scores.items():
+        check_floating(f"scores of {name}", value)
     flat = torch.cat([value.flatten() for value in scores.values()])
     if among is not None:
+        for name, value in scores.items():
+            if name not in among:
+                raise ValueError(f"among has no mask for {name}: give one for each of the scores")
+            check_same_shape(f"scores of {name}", value, "its mask among", among[name])
         there = torch.cat([among[name].flatten() for name in scores])
         gone = int((~there).sum())
         if gone > round(sparsity * len(flat)):
@@ -346,7 +366,7 @@ def straight_through(
         The masked weights.
 
     Raises:
-        ValueError: If shapes differ or the decay is negative.
+        ValueError: If shapes differ, the mask is not Bool, or the decay is negative.
 
     References:
         Zhou et al. 2021, arXiv:2102.04010, eqs. 6 and 9 (SR-STE).
@@ -360,6 +380,7 @@ def straight_through(
         tensor([1.0000, 1.3000])
     """
     check_same_shape("W", W, "mask", mask)
+    check_bool("mask", mask)
     check_in_range("decay", decay, low=0.0, open_high=True)
     masked: Tensor = _StraightThrough.apply(W, mask, decay)  # type: ignore[no-untyped-call]
     return masked

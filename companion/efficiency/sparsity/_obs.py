@@ -246,7 +246,8 @@ def obs_saliency(
         inverse: :math:`H^{-1}`.
 
     Returns:
-        The costs, in the unit of the quadratic form :math:`\tfrac12\delta w H\delta w^\top`.
+        The costs, in the unit of the quadratic form :math:`\tfrac12\delta w H\delta w^\top`. In
+        float32 at least: squares of small weights are zero in float16.
 
     Raises:
         ValueError: If shapes do not fit.
@@ -258,7 +259,7 @@ def obs_saliency(
     Book: :doc:`/book/efficiency/sparsity`
     """
     _check_hessian(W, inverse)
-    return W**2 / (2 * inverse.diagonal())
+    return wide(W) ** 2 / (2 * inverse.diagonal())
 
 
 def obd_saliency(
@@ -284,7 +285,7 @@ def obd_saliency(
     Book: :doc:`/book/efficiency/sparsity`
     """
     _check_hessian(W, H)
-    return W**2 * H.diagonal() / 2
+    return wide(W) ** 2 * H.diagonal() / 2
 
 
 def obs_remove(
@@ -397,17 +398,20 @@ def refit(
 
     Numerics:
         One solve of the size of a row's kept weights for each row: the exact answer that
-        :func:`sparsegpt` approximates, and far dearer.
+        :func:`sparsegpt` approximates, and far dearer. In float32 at least; the result has the
+        dtype of ``W``.
 
     Book: :doc:`/book/efficiency/sparsity`
     """
     _check_hessian(W, H)
     check_same_shape("W", W, "keep", keep)
-    new = torch.zeros_like(W)
-    for row, (w, kept) in enumerate(zip(W, keep, strict=True)):
-        target = (w @ H)[kept]
-        new[row, kept] = torch.linalg.lstsq(H[kept][:, kept], target[:, None]).solution[:, 0]
-    return new
+    high = torch.promote_types(wide(W).dtype, wide(H).dtype)
+    old, curvature = W.to(high), H.to(high)
+    new = torch.zeros_like(old)
+    for row, (w, kept) in enumerate(zip(old, keep, strict=True)):
+        target = (w @ curvature)[kept, None]
+        new[row, kept] = torch.linalg.lstsq(curvature[kept][:, kept], target).solution[:, 0]
+    return new.to(W.dtype)
 
 
 def _check_hessian(W: Tensor, H: Tensor) -> None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.core import check_count, check_in_range, check_shape, rand, wide_dtype
+from companion.core import check_count, check_in_range, check_shape, rand, wide, wide_dtype
 
 __all__ = ["HardConcrete", "group_soft_threshold", "lasso", "soft_threshold"]
 
@@ -56,6 +56,10 @@ def group_soft_threshold(W: Float[Tensor, "groups size"], t: float) -> Float[Ten
     Raises:
         ValueError: If the threshold is negative.
 
+    Numerics:
+        Squares are summed in float32 at least: in float16 those of 300 are infinite, and those of
+        0.0001 zero.
+
     References:
         Yuan and Lin 2006, "Model selection and estimation in regression with grouped variables".
 
@@ -68,11 +72,12 @@ def group_soft_threshold(W: Float[Tensor, "groups size"], t: float) -> Float[Ten
     """
     check_in_range("t", t, low=0.0, open_high=True)
     check_shape("W", W, (None, None))
-    squares = W.square().sum(1, keepdim=True)
+    high = wide(W)
+    squares = high.square().sum(1, keepdim=True)
     # A root has no derivative at 0: such rows take another way, so that no NaN comes back.
     norm = torch.where(squares > 0, squares, torch.ones_like(squares)).sqrt()
     kept = (1 - t / norm).clamp(min=0) * (squares > 0)
-    return kept * W
+    return (kept * high).to(W.dtype)
 
 
 def lasso(
@@ -97,7 +102,8 @@ def lasso(
 
     Numerics:
         The excess over the minimum falls as :math:`O(1/\text{steps}^2)`. Step size
-        :math:`1/\lambda_{\max}(X^\top X/n)`.
+        :math:`1/\lambda_{\max}(X^\top X/n)`. In float32 at least; the result has the dtype of
+        ``X``.
 
     References:
         Beck and Teboulle 2009, "A fast iterative shrinkage-thresholding algorithm", sec. 4.
@@ -110,10 +116,12 @@ def lasso(
     """
     check_shape("X", X, (None, None))
     check_shape("y", y, (X.shape[0],))
+    check_count("rows of X", X.shape[0])
     check_in_range("strength", strength, low=0.0, open_high=True)
     check_count("steps", steps)
-    gram, moment = X.T @ X / len(X), X.T @ y / len(X)
-    rate = 1 / torch.linalg.eigvalsh(gram)[-1].clamp(min=torch.finfo(X.dtype).tiny)
+    inputs, targets = wide(X), wide(y)
+    gram, moment = inputs.T @ inputs / len(X), inputs.T @ targets / len(X)
+    rate = 1 / torch.linalg.eigvalsh(gram)[-1].clamp(min=torch.finfo(gram.dtype).tiny)
     w = torch.zeros_like(moment)
     ahead, t = w, 1.0
     for _ in range(steps):
@@ -122,7 +130,7 @@ def lasso(
         after = (1 + math.sqrt(1 + 4 * t * t)) / 2
         ahead = new + (t - 1) / after * (new - w)
         w, t = new, after
-    return w
+    return w.to(X.dtype)
 
 
 class HardConcrete(nn.Module):
@@ -198,9 +206,9 @@ class HardConcrete(nn.Module):
         """
         logit: Tensor = self.log_alpha
         if generator is not None:
-            wide = wide_dtype(logit.dtype)
-            u = rand(len(logit), generator=generator, device=logit.device, dtype=wide)
-            u = u.clamp(min=torch.finfo(wide).tiny, max=1 - torch.finfo(wide).eps)
+            high = wide_dtype(logit.dtype)
+            u = rand(len(logit), generator=generator, device=logit.device, dtype=high)
+            u = u.clamp(min=torch.finfo(high).tiny, max=1 - torch.finfo(high).eps)
             logit = (u.log() - (-u).log1p() + logit) / self.beta
         s = torch.sigmoid(logit)
         return (s * (self.high - self.low) + self.low).clamp(0, 1).to(self.log_alpha.dtype)

@@ -15,10 +15,10 @@ from companion.core import (
 )
 from companion.efficiency.sparsity._masks import top_mask
 
-__all__ = ["RigL", "cosine_fraction", "rigl_update"]
+__all__ = ["RigL", "cosine_ratio", "rigl_update"]
 
 
-def cosine_fraction(step: int, *, end: int, start: float = 0.3) -> float:
+def cosine_ratio(step: int, *, end: int, start: float = 0.3) -> float:
     r"""Compute which share of the connections is moved at a step.
 
     .. math:: f(t) = \frac{f_0}{2}\Big(1 + \cos\frac{\pi t}{T}\Big)
@@ -40,7 +40,7 @@ def cosine_fraction(step: int, *, end: int, start: float = 0.3) -> float:
     Book: :doc:`/book/efficiency/sparsity`
 
     Example:
-        >>> cosine_fraction(0, end=100), cosine_fraction(100, end=100)
+        >>> cosine_ratio(0, end=100), cosine_ratio(100, end=100)
         (0.3, 0.0)
     """
     check_count("step", step, low=0)
@@ -54,7 +54,7 @@ def rigl_update(
     mask: Bool[Tensor, "*shape"],
     gradient: Float[Tensor, "*shape"],
     *,
-    fraction: float,
+    ratio: float,
 ) -> tuple[Float[Tensor, "*shape"], Bool[Tensor, "*shape"]]:
     r"""Drop the smallest weights, and grow as many where the gradient is largest.
 
@@ -62,7 +62,7 @@ def rigl_update(
         W: Weights, 0 where the mask is ``False``.
         mask: Which connections there are.
         gradient: Of the loss for **all** weights, also those that are masked.
-        fraction: Share of the connections that is dropped, rounded to a number.
+        ratio: Share of the connections that is dropped, rounded to a number.
 
     Returns:
         New weights, in which what has grown is 0, and the new mask, with as many connections.
@@ -79,14 +79,14 @@ def rigl_update(
     Example:
         >>> W = torch.tensor([3.0, 0.1, 0.0, 0.0])
         >>> gradient = torch.tensor([0.0, 0.0, 1.0, -2.0])
-        >>> rigl_update(W, W != 0, gradient, fraction=0.5)
+        >>> rigl_update(W, W != 0, gradient, ratio=0.5)
         (tensor([3., 0., 0., 0.]), tensor([ True, False, False,  True]))
     """
     check_same_shape("W", W, "mask", mask)
     check_same_shape("W", W, "gradient", gradient)
-    check_in_range("fraction", fraction, low=0.0, high=1.0)
+    check_in_range("ratio", ratio, low=0.0, high=1.0)
     there = int(mask.sum())
-    moved = round(fraction * there)
+    moved = round(ratio * there)
     size = W.numel()
     stay = top_mask(W.abs().masked_fill(~mask, -1.0), sparsity=(size - there + moved) / size)
     reached = gradient.abs().masked_fill(stay, -1.0)
@@ -106,7 +106,7 @@ class RigL:
         generator: Draws the first masks.
         every: Steps from one move to the next.
         end: Step from which on nothing moves.
-        start: Share that moves at first, see :func:`cosine_fraction`. With 0 the masks are
+        start: Share that moves at first, see :func:`cosine_ratio`. With 0 the masks are
             fixed.
 
     Attributes:
@@ -139,7 +139,7 @@ class RigL:
     ) -> None:
         check_in_range("sparsity", sparsity, low=0.0, high=1.0, open_high=True)
         check_count("every", every)
-        cosine_fraction(0, end=end, start=start)
+        cosine_ratio(0, end=end, start=start)
         if not weights:
             raise ValueError("weights must hold one parameter or more, got none")
         self.weights = dict(weights)
@@ -157,15 +157,19 @@ class RigL:
         Returns:
             Whether connections have moved. Gradients are 0 then, and the step of the optimizer
             should be left out.
+
+        Raises:
+            ValueError: If a weight has no gradient. Nothing is changed.
         """
+        if missing := [name for name, w in self.weights.items() if w.grad is None]:
+            raise ValueError(f"{missing[0]} has no gradient: call backward first")
         self.step += 1
-        fraction = cosine_fraction(self.step, end=self.end, start=self.start)
-        moves = self.step % self.every == 0 and fraction > 0
+        ratio = cosine_ratio(self.step, end=self.end, start=self.start)
+        moves = self.step % self.every == 0 and ratio > 0
         for name, w in self.weights.items():
-            if w.grad is None:
-                raise ValueError(f"{name} has no gradient: call backward first")
+            assert w.grad is not None
             if moves:
-                new, self.masks[name] = rigl_update(w, self.masks[name], w.grad, fraction=fraction)
+                new, self.masks[name] = rigl_update(w, self.masks[name], w.grad, ratio=ratio)
                 w.copy_(new)
                 w.grad.zero_()
             else:

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from companion.core import check_shape
+from companion.core import check_shape, wide
+from companion.efficiency.sparsity._masks import check_bool
 from companion.transformer.block import FeedForward, GatedFeedForward
 
 __all__ = ["remove_units", "unit_norms"]
@@ -17,14 +18,15 @@ def unit_norms(layer: FeedForward | GatedFeedForward) -> Float[Tensor, " ff_dim"
         layer: The feed-forward network.
 
     Returns:
-        One number for each hidden unit.
+        One number for each hidden unit, in float32 at least.
 
     Book: :doc:`/book/efficiency/sparsity`
     """
-    wide = layer.down.weight.shape[1]
+    hidden = layer.down.weight.shape[1]
     up = layer.gate_up if isinstance(layer, GatedFeedForward) else layer.up
-    reads = torch.unflatten(up.weight.detach().square().sum(1), 0, (-1, wide)).sum(0)
-    squares: Tensor = reads + layer.down.weight.detach().square().sum(0)
+    reads = wide(up.weight.detach()).square().sum(1)
+    writes = wide(layer.down.weight.detach()).square().sum(0)
+    squares: Tensor = torch.unflatten(reads, 0, (-1, hidden)).sum(0) + writes
     return squares.sqrt()
 
 
@@ -42,7 +44,7 @@ def remove_units(
         other units set to 0.
 
     Raises:
-        ValueError: If the mask does not fit or keeps nothing.
+        ValueError: If the mask does not fit, is not Bool, or keeps nothing.
 
     Book: :doc:`/book/efficiency/sparsity`
 
@@ -51,8 +53,9 @@ def remove_units(
         >>> small.up.weight.shape
         torch.Size([3, 3])
     """
-    dim, wide = layer.down.weight.shape
-    check_shape("keep", keep, (wide,))
+    dim, hidden = layer.down.weight.shape
+    check_shape("keep", keep, (hidden,))
+    check_bool("keep", keep)
     count = int(keep.sum())
     if not count:
         raise ValueError("keep must keep one unit or more, got none")
