@@ -1,7 +1,7 @@
 """Losses on a teacher's answers: divergences, temperatures, top classes with a tail, facts."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import Tensor
 
 from companion.core import randn
@@ -33,15 +32,6 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "reverse": reverse_kl,
     "jsd": generalized_jsd,
 }
-
-
-@pytest.fixture
-def own_checks() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:

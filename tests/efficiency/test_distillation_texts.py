@@ -1,14 +1,12 @@
 """Distillation through texts and hidden states, and the run that the chapter shows."""
 
 import itertools
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from jaxtyping import config
 from torch import Tensor
 
 from companion import data
@@ -28,15 +26,6 @@ from companion.efficiency.distillation import (
 from companion.models import greedy, sample
 from companion.pretraining.autoregressive import next_token_loss
 from companion.transformer.block import Decoder, TransformerConfig
-
-
-@pytest.fixture
-def own_checks() -> Iterator[None]:
-    """Let wrong shapes reach our own checks, also where the jaxtyping hook is on."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:

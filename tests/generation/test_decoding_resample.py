@@ -10,17 +10,10 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import Tensor
 
 from companion.core import generator
 from companion.generation import decoding as de
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a caller without a type checker meets."""
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
 
 
 def world(seed: int, size: int = 7) -> tuple[Tensor, Tensor]:
@@ -92,7 +85,7 @@ def test_what_rejection_keeps_has_the_target_law_and_m_says_how_much() -> None:
         de.rejection_accept(torch.tensor([math.nan]), 0.0, generator=g)
 
 
-def test_snis_is_the_weighted_mean_and_its_bias_falls_with_n(unchecked: None) -> None:
+def test_snis_is_the_weighted_mean_and_its_bias_falls_with_n(own_checks: None) -> None:
     g = generator(4)
     p, q = (
         torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64),
@@ -173,7 +166,7 @@ def test_the_noisy_channel_is_bayes_rule() -> None:
     torch.testing.assert_close(both.log_softmax(0), (1.5 * direct).log_softmax(0))
 
 
-def test_what_is_out_of_range_is_refused(unchecked: None) -> None:
+def test_what_is_out_of_range_is_refused(own_checks: None) -> None:
     z, r = world(2)
     cases: list[tuple[Any, str]] = [
         (lambda: de.best_of_n(torch.zeros(3, 0)), "samples must be 1 or more"),

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
-from jaxtyping import config
 from torch import Tensor
 
 from companion.core import generator
@@ -17,12 +16,6 @@ from companion.pretraining.autoregressive import initialize, llama_config
 from companion.transformer.block import Decoder
 
 V = 23
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a caller without a type checker meets."""
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
 
 
 def random_model(seed: int, *, vocab: int = V, layers: int = 2, std: float = 0.6) -> Decoder:
@@ -444,7 +437,7 @@ def test_an_early_exit_shares_the_weights_and_leaves_the_model_alone(model: Deco
         de.early_exit(model, 3)
 
 
-def test_what_cannot_read_ahead_is_refused(model: Decoder, unchecked: None) -> None:
+def test_what_cannot_read_ahead_is_refused(model: Decoder, own_checks: None) -> None:
     fast = de.Speculative(model, de.PromptLookup())
     ids = torch.zeros(1, 2, dtype=torch.long)
     with pytest.raises(ValueError, match="its own cache"):

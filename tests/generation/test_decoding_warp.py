@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import config
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
@@ -20,12 +19,6 @@ from companion.transformer.block import Decoder, TransformerConfig
 
 V = 37
 NEVER = -math.inf
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a caller without a type checker meets."""
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
 
 
 def history(ids: Tensor, prompt: int = 0, real: Tensor | None = None) -> History:
@@ -312,7 +305,7 @@ def test_a_nucleus_is_the_smallest_set_that_holds_its_mass(seed: int, mass: floa
     assert float(p[kept].min()) >= float(torch.where(kept, 0.0, p).max())
 
 
-def test_what_is_out_of_range_is_refused(unchecked: None) -> None:
+def test_what_is_out_of_range_is_refused(own_checks: None) -> None:
     z = torch.zeros(2, 3)
     cases: list[tuple[Callable[[], Any], str]] = [
         (lambda: de.temperature(z, -1.0), "temperature"),

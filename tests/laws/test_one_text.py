@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from jaxtyping import config
 
 from companion.data import Verse, WordVectors
 from companion.foundations.embeddings import Embeddings, FastTextEmbeddings
@@ -121,11 +120,9 @@ def test_every_function_that_takes_several_texts_has_an_entry() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CASES), ids=lambda name: ".".join(name))
-def test_one_text_where_several_are_meant_is_refused(
-    name: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("own_checks")
+def test_one_text_where_several_are_meant_is_refused(name: tuple[str, str]) -> None:
     # What a type checker sees of it depends on which entries it looks at.
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
     for call in CASES[name]:
         with pytest.raises(ValueError, match=r"several texts, got the one text|must be a list of"):
             call(callables()[name[0]])
