@@ -7,7 +7,7 @@ Everything here plugs into :func:`companion.models.generate`: what changes logit
 * **Guidance**: :func:`guided_logits` and :class:`Guidance`, :func:`experts_logits` and
   :class:`Experts`, :func:`bayes_logits` and :class:`ClassifierGuidance`, :func:`class_log_probs`.
 * **Structure**: :class:`Vocabulary`, :class:`Automaton`, :class:`TokenIndex`,
-  :func:`schema_regex`, :class:`Pushdown`, and :class:`Constraint` that masks by them; exactly,
+  :func:`schema_regex`, :func:`is_recursive`, :class:`Pushdown`, and :class:`Constraint` that masks by them; exactly,
   :class:`Lookahead` by :func:`completion_probability`, :func:`exact_sample`,
   :func:`constrained_paths`; at the end of a prompt, :func:`heal`.
 * **Activations**: :func:`steering_vector`, :func:`steer`, :func:`pplm_step`.
@@ -47,7 +47,7 @@ from companion.generation.control._in_context import (
 from companion.generation.control._index import Grammar, TokenIndex
 from companion.generation.control._prompt import calibrate, few_shot
 from companion.generation.control._pushdown import Pushdown
-from companion.generation.control._schema import schema_regex
+from companion.generation.control._schema import is_recursive, schema_regex
 from companion.generation.control._steer import (
     pplm_objective,
     pplm_step,
@@ -85,6 +85,7 @@ __all__ = [
     "gradient_step_weights",
     "guided_logits",
     "heal",
+    "is_recursive",
     "linear_attention",
     "log_partition",
     "mixture_prediction",

@@ -121,8 +121,9 @@ class Constraint:
         masked = logits.masked_fill(~allowed, -math.inf)
         mass = wide(masked).logsumexp(-1) - wide(logits).logsumexp(-1)
         mass = mass.masked_fill(history.ended, 0.0)
-        fresh = self.log_mass is None or not written.shape[1] or len(mass) != len(self.log_mass)
-        self.log_mass = mass if fresh else self.log_mass + mass
+        before = self.log_mass
+        fresh = before is None or not written.shape[1] or len(mass) != len(before)
+        self.log_mass = mass if fresh or before is None else before + mass
         return masked
 
 
@@ -372,7 +373,7 @@ def constrained_paths(
     found: list[tuple[list[int], float, float]] = []
     missing = 0.0
     open_: list[tuple[list[int], int, float, float]] = [([], 0, 0.0, 0.0)]
-    cache = model.cache(batch_size, model.config.context if len(ids) > 512 else len(ids) + 512)
+    cache = model.cache(batch_size, min(model.config.context, len(ids) + 512))
     while open_:
         if len(open_) + len(found) > limit:
             raise ValueError(f"more than {limit} texts satisfy the constraint: give a floor")

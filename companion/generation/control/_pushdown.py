@@ -327,7 +327,7 @@ class Pushdown:
         visited: set[int] = {state}
 
         def step(states: Tensor, bytes_: Tensor) -> Tensor:
-            for s in states.unique().tolist():
+            for s in set(states.tolist()):
                 visited.add(s)
                 if s not in self._ready:
                     self._prepare(s)
@@ -335,7 +335,7 @@ class Pushdown:
 
         mask = torch.zeros(self.vocab, dtype=torch.bool)
         for _, token, target in self.vocabulary.walk(torch.tensor([state]), step):
-            known, place = target.unique(return_inverse=True)
+            known, place = torch.unique(target, return_inverse=True)
             price = torch.tensor([self._price(self._frames[s]) for s in known.tolist()])
             limit = FAR - 1 if left is None else left - 1
             mask[token[(price <= limit)[place]]] = True

@@ -20,7 +20,7 @@ from companion.generation.control._syntax import (
     written,
 )
 
-__all__ = ["schema_regex", "schema_rules"]
+__all__ = ["is_recursive", "schema_regex", "schema_rules"]
 
 #: What may stand in a JSON string as it is.
 PLAIN = others(tidy([(0, 31), (34, 34), (92, 92)]))
@@ -31,8 +31,12 @@ ESCAPED = parse(
     r"|[Dd][89ABab][0-9A-Fa-f]{2}\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}))"
 )
 CHARACTER = Choice((Chars(PLAIN), ESCAPED))
+YEAR = r"(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+LEAP = r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
 FORMATS = {
-    "date": r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])",
+    "date": rf"(?:{YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])"
+    r"|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+    rf"|{LEAP}-02-29)",
     "time": r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?"
     r"(?:Z|[+\-](?:[01][0-9]|2[0-3]):[0-5][0-9])",
     "uuid": r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
@@ -85,18 +89,16 @@ def schema_regex(schema: object, *, whitespace: int | None = None) -> str:
         \{(?:"ok": (?:true|false))?\}
     """
     rules = schema_rules(schema, whitespace=whitespace)
-    open_: list[str] = []
+    again = _recursive_rule(rules)
+    if again is not None:
+        raise ValueError(
+            f"the schema contains itself at {again!r}, which no regular expression says: use "
+            "Pushdown.from_schema"
+        )
 
     def inlined(node: Node) -> Node:
         if isinstance(node, Call):
-            if node.rule in open_:
-                raise ValueError(
-                    f"the schema contains itself at {node.rule!r}, which no regular expression "
-                    "says: use Pushdown.from_schema"
-                )
-            open_.append(node.rule)
             node = inlined(rules[node.rule])
-            open_.pop()
         elif isinstance(node, Row):
             node = Row(tuple(map(inlined, node.parts)))
         elif isinstance(node, Choice):
@@ -106,6 +108,53 @@ def schema_regex(schema: object, *, whitespace: int | None = None) -> str:
         return node
 
     return written(inlined(rules["#"]))
+
+
+def is_recursive(schema: object) -> bool:
+    """Tell whether a JSON schema contains itself, so that it needs a :class:`Pushdown`.
+
+    Args:
+        schema: The schema, as for :func:`schema_regex`.
+
+    Returns:
+        Whether it does. A schema that leaves a value open, like ``{}``, does: any JSON value may
+        contain others.
+
+    Raises:
+        ValueError: As :func:`schema_regex`.
+
+    Book: :doc:`/book/generation/control`
+
+    Example:
+        >>> is_recursive({"type": "integer"}), is_recursive({"type": "array"})
+        (False, True)
+    """
+    return _recursive_rule(schema_rules(schema)) is not None
+
+
+def _recursive_rule(rules: Mapping[str, Node]) -> str | None:
+    """A rule that calls itself on the way, if there is one."""
+
+    def calls(node: Node) -> set[str]:
+        if isinstance(node, Call):
+            return {node.rule}
+        if isinstance(node, Repeat):
+            return calls(node.part)
+        inner = node.parts if isinstance(node, Row) else ()
+        inner = node.options if isinstance(node, Choice) else inner
+        return set[str]().union(*map(calls, inner))
+
+    graph = {name: calls(node) for name, node in rules.items()}
+    for name in graph:
+        reached, queue = set[str](), list(graph[name])
+        while queue:
+            other = queue.pop()
+            if other not in reached:
+                reached.add(other)
+                queue.extend(graph[other])
+        if name in reached:
+            return name
+    return None
 
 
 def schema_rules(schema: object, *, whitespace: int | None = None) -> dict[str, Node]:

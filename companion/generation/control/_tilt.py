@@ -150,10 +150,11 @@ def fit_tilt(
     possible = phi[base > -torch.inf]
     low, high = possible.amin(0), possible.amax(0)
     scale = (high - low).clamp(min=torch.finfo(torch.float64).tiny)
-    if bool(((mu < low) | (mu > high)).any()):
+    outside = (mu <= low) | (mu >= high)
+    if bool((outside & ((mu != low) | (low < high))).any()):
         raise ValueError(
-            f"no distribution has the means {target.tolist()}: the features lie between "
-            f"{low.tolist()} and {high.tolist()}"
+            f"the means {target.tolist()} must lie between {low.tolist()} and {high.tolist()}, the "
+            "border excluded: on it a wish is a constraint, and no weight is large enough"
         )
     weights = torch.zeros_like(mu)
 

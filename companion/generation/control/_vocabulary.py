@@ -151,7 +151,13 @@ def _levels(tokens: Sequence[bytes]) -> list[_Level]:
     levels, parents = [], [(0, len(order))]  # nodes as ranges of the sorted tokens
     depth = 0
     while parents:
-        first, count, byte, at, ends, token, nodes = [], [], [], [], [], [], []
+        first: list[int] = []
+        count: list[int] = []
+        byte: list[int] = []
+        at: list[int] = []
+        ends: list[int] = []
+        token: list[int] = []
+        nodes: list[tuple[int, int]] = []
         for low, high in parents:
             first.append(len(byte))
             while low < high and len(order[low][0]) <= depth:
