@@ -7,8 +7,8 @@ Everything here plugs into :func:`companion.models.generate`: what changes logit
 * **Guidance**: :func:`guided_logits` and :class:`Guidance`, :func:`experts_logits` and
   :class:`Experts`, :func:`bayes_logits` and :class:`ClassifierGuidance`, :func:`class_log_probs`.
 * **Structure**: :class:`Vocabulary`, :class:`Automaton`, :class:`TokenIndex`,
-  :func:`schema_regex`, :func:`is_recursive`, :class:`Pushdown`, and :class:`Constraint` that masks by them; exactly,
-  :class:`Lookahead` by :func:`completion_probability`, :func:`exact_sample`,
+  :func:`schema_regex`, :func:`is_recursive`, :class:`Pushdown`, and :class:`Constraint` that masks
+  by them; exactly, :class:`Lookahead` by :func:`completion_probability`, :func:`exact_sample`,
   :func:`constrained_paths`; at the end of a prompt, :func:`heal`.
 * **Activations**: :func:`steering_vector`, :func:`steer`, :func:`pplm_step`.
 * **Prompts**: :func:`few_shot`, :func:`calibrate`; what may happen within them:
