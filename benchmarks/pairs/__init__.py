@@ -3,6 +3,7 @@
 from benchmarks._pair import Pair
 from benchmarks.pairs import (
     attention,
+    constraints,
     embeddings,
     losses,
     models,
@@ -28,6 +29,7 @@ PAIRS: dict[str, Pair] = {
         norms,
         models,
         quantized,
+        constraints,
         training,
     )
     for pair in module.pairs()

@@ -47,7 +47,7 @@ def guided_logits(
         ValueError: If the shapes differ, or the scale is not finite.
 
     References:
-        Sanchez et al. 2023, arXiv:2306.17806, eq. 7; Ho and Salimans 2022, arXiv:2207.12598, who
+        Sanchez et al. 2023, arXiv:2306.17806; Ho and Salimans 2022, arXiv:2207.12598, who
         write :math:`1+w`.
 
     Book: :doc:`/book/generation/control`
@@ -94,7 +94,7 @@ def experts_logits(
         ValueError: If the shapes differ, or the strength is not finite.
 
     References:
-        Liu et al. 2021, arXiv:2105.03023, eq. 1 and 2.
+        Liu et al. 2021, arXiv:2105.03023.
 
     Book: :doc:`/book/generation/control`
 
@@ -134,8 +134,8 @@ def bayes_logits(
         ValueError: If the shapes differ, or the power is below 0.
 
     References:
-        Yang and Klein 2021, arXiv:2104.05218, eq. 2; with a power, Krause et al. 2021,
-        arXiv:2009.06367, eq. 8.
+        Yang and Klein 2021, arXiv:2104.05218; with a power, Krause et al. 2021,
+        arXiv:2009.06367.
 
     Book: :doc:`/book/generation/control`
 
@@ -167,7 +167,7 @@ def class_log_probs(
         ValueError: If the prior has another number of classes.
 
     References:
-        Krause et al. 2021, arXiv:2009.06367, eq. 4; they divide by the length, we do not.
+        Krause et al. 2021, arXiv:2009.06367; they divide by the length, we do not.
 
     Book: :doc:`/book/generation/control`
 
@@ -284,7 +284,7 @@ class ClassifierGuidance:
         ValueError: If k is below 1 or the power below 0.
 
     References:
-        Yang and Klein 2021, arXiv:2104.05218, sec. 3.
+        Yang and Klein 2021, arXiv:2104.05218
 
     Book: :doc:`/book/generation/control`
     """

@@ -75,7 +75,7 @@ class TokenIndex:
         mask is one comparison of a row.
 
     References:
-        Willard and Louf 2023, arXiv:2307.09702, algorithm 4, here by one walk through the tree of
+        Willard and Louf 2023, arXiv:2307.09702, here by one walk through the tree of
         tokens for all states.
 
     Book: :doc:`/book/generation/control`

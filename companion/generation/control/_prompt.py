@@ -30,7 +30,7 @@ def calibrate(
         ValueError: If the numbers of labels differ.
 
     References:
-        Zhao et al. 2021, arXiv:2102.09690, sec. 4.1. They write softmax of the scaled
+        Zhao et al. 2021, arXiv:2102.09690 They write softmax of the scaled
         probabilities in one place; we normalize by the sum, as their code does.
 
     Book: :doc:`/book/generation/control`

@@ -30,7 +30,7 @@ def steering_vector(
         ValueError: If the shapes do not fit.
 
     References:
-        Rimsky et al. 2024, arXiv:2312.06681, sec. 3.1, over pairs; Turner et al. 2023,
+        Rimsky et al. 2024, arXiv:2312.06681, over pairs; Turner et al. 2023,
         arXiv:2308.10248, for one pair.
 
     Book: :doc:`/book/generation/control`
@@ -113,7 +113,7 @@ def pplm_objective(
         ValueError: If the shapes differ, or the weight is below 0.
 
     References:
-        Dathathri et al. 2020, arXiv:1912.02164, sec. 3.2 and 3.3.
+        Dathathri et al. 2020, arXiv:1912.02164
 
     Book: :doc:`/book/generation/control`
     """
@@ -159,7 +159,7 @@ def pplm_step(
         To first order a step raises :math:`J` by :math:`\eta\lVert\nabla J\rVert^2`.
 
     References:
-        Dathathri et al. 2020, arXiv:1912.02164, eq. 3, with the KL term of sec. 3.3.
+        Dathathri et al. 2020, arXiv:1912.02164, with the KL term there.
 
     Book: :doc:`/book/generation/control`
     """

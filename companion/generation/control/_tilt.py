@@ -129,7 +129,7 @@ def fit_tilt(
             constraint, not a tilt).
 
     References:
-        Khalifa et al. 2021, arXiv:2012.11635, sec. 2.
+        Khalifa et al. 2021, arXiv:2012.11635
 
     Book: :doc:`/book/generation/control`
 
@@ -176,8 +176,9 @@ def fit_tilt(
         covariance = (q[:, None] * centered).T @ centered
         # Features that say the same have no unique weights: the shortest step is taken.
         move = torch.linalg.pinv(covariance, hermitian=True) @ (means - mu)
+        # Near the end the dual is flat: differences within its rounding count as none.
         now, size = dual(weights), 1.0
-        while not bool(dual(weights - size * move) < now) and size > 1e-8:
+        while bool(dual(weights - size * move) > now + 1e-12 * (1 + now.abs())) and size > 1e-8:
             size /= 2
         weights = weights - size * move
         step += 1
