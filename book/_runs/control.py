@@ -21,7 +21,6 @@ from companion import data
 from companion.core import generator
 from companion.generation import control as co
 from companion.models import TextDecoder, generate, minilm, sample, smollm2
-from companion.pretraining.autoregressive import draw
 
 LABELS = (" positive", " negative")
 TEMPLATE = "Word: {input}\nFeeling:{label}"
@@ -87,17 +86,20 @@ def schemas(count: int) -> list[dict[str, Any]]:
     return [*made, nested]
 
 
-def texts(words: co.Vocabulary, grammar: co.Grammar, rows: int, tokens: int, seed: int) -> Tensor:
+def texts(words: co.Vocabulary, grammar: Any, rows: int, tokens: int, seed: int) -> Tensor:
     """Draw texts from all that is allowed, each next token with the same chance."""
     g, end = generator(seed), grammar.stop[0]
     states = grammar.begin(rows, torch.device("cpu"))
     written = torch.full((rows, tokens), end)
     for place in range(tokens):
-        allowed = grammar.allowed(states, left=tokens - place)
-        logits = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)
-        written[:, place] = draw(logits, generator=g)
+        for state in states.unique():  # texts in one state share their mask
+            here = (states == state).nonzero()[:, 0]
+            viable = grammar.allowed(state[None], left=tokens - place)[0].nonzero()[:, 0]
+            drawn = torch.randint(len(viable), (len(here),), generator=g)
+            written[here, place] = viable[drawn]
         states = grammar.advance(states, written[:, place])
-        if bool((written[:, place] == end).all()):
+        ended = (written[:, place] == end).all()
+        if bool(ended):
             break
     return written
 
@@ -144,19 +146,22 @@ def label_log_probs(lm: TextDecoder, shots: list[tuple[str, str]], words: list[s
     labels = [lm.tokenizer.encode(label).ids[0] for label in LABELS]
     prompts = [co.few_shot(shots, word, template=TEMPLATE, between="\n") for word in words]
     rows = [lm.tokenizer.encode(prompt).ids for prompt in prompts]
-    # The examples are the same for all words: they are read once.
+    # The examples are the same for all words: they are read once, and copied.
     shared = min(len(row) for row in rows) - 1
     while any(row[:shared] != rows[0][:shared] for row in rows):
         shared -= 1
-    cache = lm.model.cache(1, max(map(len, rows)))
-    found = []
+    first = lm.model.cache(1, shared)
+    found = torch.empty(len(rows), len(LABELS))
     with torch.no_grad():
-        lm.model(torch.tensor([rows[0][:shared]]), cache=cache, last=1)
-        for row in rows:
-            cache.truncate(shared)
-            logits = lm.model(torch.tensor([row[shared:]]), cache=cache, last=1)
-            found.append(logits[0, -1, labels].log_softmax(-1))
-    return torch.stack(found)
+        lm.model(torch.tensor([rows[0][:shared]]), cache=first, last=1)
+        for length in sorted({len(row) for row in rows}):
+            which = [k for k, row in enumerate(rows) if len(row) == length]
+            cache = lm.model.cache(len(which), length)
+            for layer, read in zip(cache.layers, first.layers, strict=True):
+                layer.append(*(kept.expand(len(which), -1, -1, -1) for kept in read.held()))
+            ids = torch.tensor([rows[k][shared:] for k in which])
+            found[which] = lm.model(ids, cache=cache, last=1)[:, -1, labels].log_softmax(-1)
+    return found
 
 
 def orders(lm: TextDecoder, sets: int, tested: int) -> list[dict[str, Any]]:

@@ -78,6 +78,7 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("corpus", "documents"): [lambda f: f(["the cat"] * 5), lambda f: f("the cat", min_count=1)],
     ("emoji_images", "languages"): [lambda f: f(languages="en")],
     ("encode", "tokens"): [lambda f: f("ab", count_words(["a", "b"], min_count=1))],
+    ("few_shot", "shots"): [lambda f: f("ab", "c")],
     ("evaluate_analogies", "questions"): [lambda f: f(TABLE, ["abca"]), lambda f: f(TABLE, "abca")],
     ("evaluate_word_pairs", "first"): [lambda f: f(TABLE, "abc", ["b", "c", "a"], SCORE)],
     ("evaluate_word_pairs", "second"): [lambda f: f(TABLE, ["b", "c", "a"], "abc", SCORE)],

@@ -19,6 +19,7 @@ from companion.efficiency.sparsity import HardConcrete
 from companion.foundations.embeddings import Schedule, corpus
 from companion.foundations.embeddings import vocabulary as count_words
 from companion.foundations.language_models import NPLMConfig
+from companion.generation.control import TokenIndex, Vocabulary
 from companion.generation.decoding import PromptLookup, Speculative
 from companion.models import History, generate
 from companion.pretraining.denoising import Tokens
@@ -100,6 +101,14 @@ def speculated(pick: Any, g: G) -> Tensor:
     return generate(fast, SHORT, tokens=7, pick=pick(fast, generator=g))
 
 
+def sampled_exactly(f: Any, g: G) -> Tensor:
+    words = Vocabulary([b"", *[bytes([97 + k]) for k in range(10)]])
+    index = TokenIndex.from_regex("[a-j]{1,3}", words, stop=[0])
+    made = f(a_decoder(), SHORT[:1], index, tokens=4, count=7, stop=[0], generator=g)
+    texts: Tensor = made.ids
+    return texts
+
+
 def quadratic(parameter: Tensor) -> Callable[[], Tensor]:
     return lambda: (torch.tensor([1.0, 3.0, 2.0]) * parameter**2).sum() / 2
 
@@ -171,6 +180,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     ),
     "document_rotation": lambda f, g: {"start": f(ROWS, generator=g)},
     "draw": lambda f, g: {"classes": f(TABLES[23, 5], generator=g)},
+    "exact_sample": lambda f, g: {"texts": sampled_exactly(f, g)},
     "dropout": lambda f, g: {"mask": f(torch.ones(3, 17), p=0.5, generator=g)},
     "dropout_mask": lambda f, g: {"mask": f((3, 17), p=0.5, generator=g)},
     "stochastic_round": lambda f, g: {"rounded": f(torch.full((3, 17), 0.5), generator=g)},

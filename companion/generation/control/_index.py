@@ -1,7 +1,7 @@
 """An automaton over bytes, read in tokens: which ones may come next, and where they lead."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Integer
@@ -19,6 +19,7 @@ FAR = 1 << 30
 LARGEST = 1 << 29
 
 
+@runtime_checkable
 class Grammar(Protocol):
     """What :class:`Constraint` needs: states, the tokens that each allows, and what follows.
 
