@@ -38,7 +38,7 @@ TOPICS = (
     "a hospital at night",
 )
 PATTERNS = ("^[A-Z]{2}[0-9]{3}$", "^(a|bc)+$", "^\\w{1,4}$")
-SCALES = (0.0, 1.0, 1.5, 2.0, 3.0)
+SCALES = (0.0, 1.0, 1.5, 2.0)
 
 
 def schemas(count: int) -> list[dict[str, Any]]:

@@ -43,4 +43,4 @@ def test_the_stored_run_found_no_text_that_does_not_parse() -> None:
     assert len(sets) >= 3
     for number in sets:
         assert sum(row["set"] == number for row in orders) == 24
-    assert [row["scale"] for row in results["guided"]] == [0.0, 1.0, 1.5, 2.0, 3.0]
+    assert [row["scale"] for row in results["guided"]] == [0.0, 1.0, 1.5, 2.0]

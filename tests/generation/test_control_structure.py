@@ -141,11 +141,12 @@ def uncanonical(ours: Tensor, theirs: Tensor) -> Tensor:
     """
     allowed = [words().tokens[i] for i in ours.nonzero()[:, 0].tolist()]
     full = theirs.clone()
-    # It also leaves out the one control character that JSON allows in a string.
-    full[words().tokens.index(b"\x7f")] = ours[words().tokens.index(b"\x7f")]
     for number in (ours & ~theirs).nonzero()[:, 0].tolist():
         token = words().tokens[number]
         full[number] = all(a.startswith(token) or token.startswith(a) for a in allowed)
+    # It also leaves out the one control character that JSON allows in a string.
+    delete = words().tokens.index(b"\x7f")
+    full[delete] = ours[delete]
     return full
 
 
