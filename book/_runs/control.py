@@ -1,6 +1,6 @@
 """Control of SmolLM2: 10,000 texts under 50 schemas, orders of examples, and guidance.
 
-About 15 minutes of one core. The texts are drawn token by token from all that the masks allow, a
+About 6 minutes of one core. The texts are drawn token by token from all that the masks allow, a
 model that knows nothing: what such a model can break is broken. Then four examples of pleasant and
 unpleasant words in all orders, plain and calibrated. Then continuations on ten topics, guided to
 different degrees, and judged by another model.
