@@ -36,6 +36,7 @@ def calibrate(
     Book: :doc:`/book/generation/control`
 
     Example:
+        >>> import torch
         >>> p, cf = torch.tensor([0.7, 0.3]), torch.tensor([[0.8, 0.2]])
         >>> calibrate(p.log(), cf.log()).exp()
         tensor([0.3684, 0.6316])
