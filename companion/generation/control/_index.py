@@ -62,6 +62,7 @@ class TokenIndex:
     Attributes:
         next: ``"states vocab"``: :math:`\delta`, ``-1`` where a token is not allowed. Small
             integers: two bytes each where they suffice. The last state is that of ended texts.
+        masks: ``"states vocab"``: whether a token is allowed.
         accepting: ``"states"``: where a text may end.
         distance: ``"states"``: the fewest tokens to an accepting state.
         vocab: How many tokens there are.
@@ -72,8 +73,8 @@ class TokenIndex:
             range, or the table would have more than 5e8 entries.
 
     Numerics:
-        The table takes two bytes a state and a token: 98 kB a state of SmolLM2's vocabulary. A
-        mask is one comparison of a row.
+        The tables take three bytes a state and a token: 147 kB a state of SmolLM2's vocabulary.
+        A mask is a row of its table, and no copy: do not change it.
 
     References:
         Willard and Louf 2023, arXiv:2307.09702, here by one walk through the tree of
@@ -125,6 +126,7 @@ class TokenIndex:
         hopeless = (self.distance >= FAR).nonzero()[:, 0]
         if len(hopeless):
             self.next[torch.isin(self.next, hopeless.to(dtype))] = -1
+        self.masks = self.next >= 0
 
     @classmethod
     def from_regex(
@@ -195,7 +197,7 @@ class TokenIndex:
         Returns:
             ``True`` for what is allowed.
         """
-        return self.next[state] >= 0
+        return self.masks[state]
 
     def begin(self, batch: int, device: torch.device) -> Integer[Tensor, " batch"]:
         """Return the state before the first token, for each of several texts.
@@ -238,10 +240,10 @@ class TokenIndex:
         Returns:
             ``True`` for what is allowed.
         """
-        rows = self.next[states.clamp(min=0)]
-        fits = rows >= 0
+        here = states.clamp(min=0)
+        fits = self.masks[here]
         if left is not None:
-            fits &= self.distance[rows.clamp(min=0).long()] <= left - 1
+            fits = fits & (self.distance[self.next[here].clamp(min=0).long()] <= left - 1)
         return fits & (states >= 0)[:, None]
 
 
