@@ -96,7 +96,9 @@ def test_class_balanced_weights_lie_between_equal_and_inverse() -> None:
     equal = dq.class_balanced_weights(counts, beta=0.0)
     assert torch.allclose(equal, torch.ones(3, dtype=torch.float64))
     inverse = dq.class_balanced_weights(counts, beta=1 - 1e-9)
-    assert torch.allclose(inverse / inverse[0], torch.tensor([1.0, 10.0, 100.0]).double(), rtol=1e-4)
+    assert torch.allclose(
+        inverse / inverse[0], torch.tensor([1.0, 10.0, 100.0]).double(), rtol=1e-4
+    )
 
 
 # --- domains -------------------------------------------------------------------------------------

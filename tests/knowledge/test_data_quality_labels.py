@@ -72,7 +72,11 @@ def test_the_forward_loss_is_least_at_the_clean_law(g: torch.Generator) -> None:
         return value
 
     optimizer = torch.optim.LBFGS(
-        [z], max_iter=300, tolerance_grad=1e-13, tolerance_change=1e-18, line_search_fn="strong_wolfe"
+        [z],
+        max_iter=300,
+        tolerance_grad=1e-13,
+        tolerance_change=1e-18,
+        line_search_fn="strong_wolfe",
     )
     for _ in range(5):
         optimizer.step(closure)
@@ -157,7 +161,10 @@ def test_symmetric_noise_moves_a_symmetric_loss_by_a_constant(g: torch.Generator
     every = torch.arange(5)
     for q, steady in ((1.0, True), (0.3, False)):
         losses = torch.stack(
-            [dq.generalized_cross_entropy(z, every[k].expand(11), q=q, reduction="none") for k in every]
+            [
+                dq.generalized_cross_entropy(z, every[k].expand(11), q=q, reduction="none")
+                for k in every
+            ]
         )  # (labels, examples)
         total = losses.sum(0)
         assert bool(torch.allclose(total, torch.full_like(total, 4.0))) == steady
@@ -276,7 +283,9 @@ def test_the_joint_of_good_predictions_recovers_the_noise(g: torch.Generator) ->
             "labels",
         ),
         (
-            lambda: dq.flip_labels(torch.tensor([0]), torch.ones(2, 2), generator=torch.Generator()),
+            lambda: dq.flip_labels(
+                torch.tensor([0]), torch.ones(2, 2), generator=torch.Generator()
+            ),
             "must be a law",
         ),
         (

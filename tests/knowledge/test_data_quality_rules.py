@@ -75,7 +75,7 @@ def test_characters_of_repeated_ngrams_count_once(words: list[str]) -> None:
 
 
 def test_the_top_ngram_is_the_most_frequent_and_then_the_longest() -> None:
-    words = "aa b x1 aa b x2 cccc d x3 cccc d x4".split()
+    words = ["aa", "b", "x1", "aa", "b", "x2", "cccc", "d", "x3", "cccc", "d", "x4"]
     # Two 2-grams occur twice; the longer holds 5 of its characters twice.
     share = dq.gopher_repetition(" ".join(words))["top_2gram_characters"].value
     assert math.isclose(share, 10 / sum(map(len, words)))
@@ -91,11 +91,9 @@ def test_c4_keeps_lines_that_are_sentences() -> None:
     page = (
         "Home | About\nThis line is a whole sentence.[3]\nToo short a line.\n"
         "Please enable JavaScript to see this page.\nThis site uses cookies for its own ends.\n"
-        "And then it goes on and on...\n“Here is what he said to us.\"\n"
+        'And then it goes on and on...\n“Here is what he said to us."\n'
     )
-    assert dq.c4_lines(page) == (
-        "This line is a whole sentence.\n“Here is what he said to us.\""
-    )
+    assert dq.c4_lines(page) == ('This line is a whole sentence.\n“Here is what he said to us."')
 
 
 def test_c4_drops_pages_by_sentences_code_and_words() -> None:
