@@ -76,6 +76,7 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ],
     ("add_lora", "targets"): [lora],
     ("corpus", "documents"): [lambda f: f(["the cat"] * 5), lambda f: f("the cat", min_count=1)],
+    ("duplicate_spans", "documents"): [lambda f: f("the cat", length=2)],
     ("emoji_images", "languages"): [lambda f: f(languages="en")],
     ("encode", "tokens"): [lambda f: f("ab", count_words(["a", "b"], min_count=1))],
     ("evaluate_analogies", "questions"): [lambda f: f(TABLE, ["abca"]), lambda f: f(TABLE, "abca")],
@@ -93,6 +94,8 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("subwords", "words"): [lambda f: f("where", buckets=7)],
     ("vocabulary", "tokens"): [lambda f: f("the cat", min_count=1)],
     ("page", "given"): [lambda f: f("eq:mean", {}, given="def:mean")],
+    ("hashed_ngrams", "texts"): [lambda f: f("the cat")],
+    ("near_duplicates", "texts"): [lambda f: f("the cat")],
 }
 #: Where one text is meant as well, and what it does.
 ALLOWED = {
