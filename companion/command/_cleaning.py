@@ -190,12 +190,13 @@ def _begin(folder: Path, out: Path, settings: Settings) -> list[_Task]:
     ]
     if not files:
         raise ValueError(f"{folder} holds no .txt or .jsonl file")
+    named = [
+        (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in files
+    ]
     described = {
         "settings": asdict(settings) | {"rules": list(settings.rules)},
-        "files": [
-            [path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns]
-            for path in files
-        ],
+        "files": [list(row) for row in named],
     }
     work = out / WORK
     if (work / "settings.json").is_file():
@@ -210,7 +211,7 @@ def _begin(folder: Path, out: Path, settings: Settings) -> list[_Task]:
         write_atomically(work / "settings.json", json.dumps(described))
     shards: list[list[_Piece]] = []
     room = 0
-    for name, size, _ in described["files"]:
+    for name, size, _ in named:
         for piece in _pieces(folder, name, size, settings.shard_bytes):
             taken = piece.stop - piece.start
             if not shards or taken > room:
@@ -370,9 +371,10 @@ class _Facts:
     def __call__(self, name: str) -> NDArray[Any]:
         path = self.folder / f"{name}.npy"
         try:
-            return np.load(path, mmap_mode="r")
+            found: NDArray[Any] = np.load(path, mmap_mode="r")
         except ValueError:  # an empty array cannot be mapped
-            return np.load(path)
+            found = np.load(path)
+        return found
 
     def failed(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.folder / "failed.json").read_text("utf-8"))

@@ -108,7 +108,7 @@ def adjust_logits(
         ValueError: If shapes do not fit or a share is not positive.
 
     References:
-        Menon et al. 2021, arXiv:2007.07314, sec. 4.1.
+        Menon et al. 2021, arXiv:2007.07314.
 
     Book: :doc:`/book/knowledge/data_quality`
 
@@ -146,7 +146,7 @@ def logit_adjusted_cross_entropy(
         ValueError: If shapes do not fit or a share is not positive.
 
     References:
-        Menon et al. 2021, arXiv:2007.07314, eq. 10.
+        Menon et al. 2021, arXiv:2007.07314.
 
     Book: :doc:`/book/knowledge/data_quality`
 

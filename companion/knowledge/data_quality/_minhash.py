@@ -176,7 +176,7 @@ def jaccard(a: Int[Tensor, " a"], b: Int[Tensor, " b"]) -> Float[Tensor, ""]:
 
 
 def minhash(
-    sets: Int[Tensor, " members"] | Sequence[Int[Tensor, " members"]],
+    sets: Int[Tensor, " _members"] | Sequence[Int[Tensor, " _members"]],
     *,
     k: int = 128,
     seed: int = 1,

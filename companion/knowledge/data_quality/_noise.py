@@ -228,7 +228,7 @@ def generalized_cross_entropy(
         finite for :math:`p_y=0`.
 
     References:
-        Zhang and Sabuncu 2018, arXiv:1805.07836, eq. 6.
+        Zhang and Sabuncu 2018, arXiv:1805.07836.
 
     Book: :doc:`/book/knowledge/data_quality`
 

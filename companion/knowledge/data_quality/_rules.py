@@ -87,13 +87,13 @@ def gopher_quality(text: str) -> dict[str, Measure]:
         The measures by name.
 
     References:
-        Rae et al. 2021, arXiv:2112.11446, appendix A.1.1.
+        Rae et al. 2021, arXiv:2112.11446, appendix A.
 
     Book: :doc:`/book/knowledge/data_quality`
 
     Example:
         >>> gopher_quality("All is well that ends well.")["words"]
-        Measure(value=6, wanted='50 to 100000', passed=False)
+        Measure(value=6.0, wanted='50 to 100000', passed=False)
     """
     words, lines = text.split(), _lines(text)
     count = len(words)
@@ -102,8 +102,8 @@ def gopher_quality(text: str) -> dict[str, Measure]:
     bare = {word.strip(".,;:!?\"'()").lower() for word in words}
     ends = sum(line.endswith(("...", "…")) for line in lines)
     return {
-        "words": _between(count, 50, 100_000),
-        "mean_word_length": _between(_share(sum(map(len, words)), count), 3, 10),
+        "words": _between(float(count), 50.0, 100_000.0),
+        "mean_word_length": _between(_share(sum(map(len, words)), count), 3.0, 10.0),
         "hashes_per_word": _at_most(_share(text.count("#"), count), 0.1),
         "ellipses_per_word": _at_most(_share(ellipses, count), 0.1),
         "bullet_lines": _at_most(
@@ -111,7 +111,7 @@ def gopher_quality(text: str) -> dict[str, Measure]:
         ),
         "ellipsis_lines": _at_most(_share(ends, len(lines)), 0.3),
         "words_with_letters": _at_least(_share(letters, count), 0.8),
-        "stop_words": _at_least(len(_STOP_WORDS & bare), 2),
+        "stop_words": _at_least(float(len(_STOP_WORDS & bare)), 2.0),
     }
 
 
@@ -266,16 +266,16 @@ def c4_quality(text: str, *, blocked: Collection[str] = ()) -> dict[str, Measure
 
     Example:
         >>> c4_quality("One sentence of five words.")["sentences"]
-        Measure(value=1, wanted='>= 3', passed=False)
+        Measure(value=1.0, wanted='>= 3', passed=False)
     """
     check_several("blocked", blocked)
     small = text.lower()
     words = set(re.findall(r"\w+", small)) if blocked else set()
     return {
-        "sentences": _at_least(len(_SENTENCE.findall(c4_lines(text))), 3),
-        "lorem_ipsum": _at_most(small.count("lorem ipsum"), 0),
-        "curly_brackets": _at_most(text.count("{"), 0),
-        "blocked_words": _at_most(len(words & set(blocked)), 0),
+        "sentences": _at_least(float(len(_SENTENCE.findall(c4_lines(text)))), 3.0),
+        "lorem_ipsum": _at_most(float(small.count("lorem ipsum")), 0.0),
+        "curly_brackets": _at_most(float(text.count("{")), 0.0),
+        "blocked_words": _at_most(float(len(words & set(blocked))), 0.0),
     }
 
 
@@ -289,7 +289,7 @@ def fineweb_quality(text: str) -> dict[str, Measure]:
         The measures by name.
 
     References:
-        Penedo et al. 2024, arXiv:2406.17557, sec. 3.6. The code that was released with it has a
+        Penedo et al. 2024, arXiv:2406.17557. The code that was released with it has a
         stricter limit for repeated lines, 0.01 in place of 0.1.
 
     Book: :doc:`/book/knowledge/data_quality`

@@ -44,7 +44,7 @@ def perplexity_filter(
         ValueError: If the shapes differ or the range is empty.
 
     References:
-        Wenzek et al. 2020, arXiv:1911.00359, sec. 4.2, who split the web in thirds.
+        Wenzek et al. 2020, arXiv:1911.00359, who split the web in thirds.
 
     Book: :doc:`/book/knowledge/data_quality`
 
@@ -81,7 +81,7 @@ def hashed_ngrams(
         ValueError: If buckets or n are below 1, or a single text is given.
 
     References:
-        Xie et al. 2023, arXiv:2302.03169, sec. 4: unigrams and bigrams, 10,000 buckets.
+        Xie et al. 2023, arXiv:2302.03169: unigrams and bigrams, 10,000 buckets.
 
     Book: :doc:`/book/knowledge/data_quality`
 
@@ -149,7 +149,7 @@ def dsir_log_weights(
         ValueError: If the numbers of buckets differ.
 
     References:
-        Xie et al. 2023, arXiv:2302.03169, sec. 3 and 4.
+        Xie et al. 2023, arXiv:2302.03169.
 
     Book: :doc:`/book/knowledge/data_quality`
 

@@ -109,7 +109,7 @@ class Span(NamedTuple):
 
 
 def duplicate_spans(
-    documents: Sequence[str] | Sequence[Int[Tensor, " n"]],
+    documents: Sequence[str] | Sequence[Int[Tensor, " _n"]],
     *,
     length: int,
     keep: Literal["first", "none"] = "first",
