@@ -76,7 +76,6 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ],
     ("add_lora", "targets"): [lora],
     ("corpus", "documents"): [lambda f: f(["the cat"] * 5), lambda f: f("the cat", min_count=1)],
-    ("duplicate_spans", "documents"): [lambda f: f("the cat", length=2)],
     ("emoji_images", "languages"): [lambda f: f(languages="en")],
     ("encode", "tokens"): [lambda f: f("ab", count_words(["a", "b"], min_count=1))],
     ("evaluate_analogies", "questions"): [lambda f: f(TABLE, ["abca"]), lambda f: f(TABLE, "abca")],
