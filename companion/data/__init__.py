@@ -89,6 +89,7 @@ from companion.data.questions import (
 )
 from companion.data.stored_runs import StoredRun, stored_run
 from companion.data.tables import Table
+from companion.data.tagged import TaggedSentence, conll_sample
 from companion.data.text import (
     Chapter,
     Names,
@@ -102,6 +103,7 @@ from companion.data.text import (
     three_kingdoms_names,
 )
 from companion.data.vectors import WordVectors, glove, word2vec_news
+from companion.data.wordnet import Synset, WordNet, WordSense, wordnet
 
 __all__ = [
     "ENVIRONMENT_VARIABLE",
@@ -133,13 +135,17 @@ __all__ = [
     "StereoItem",
     "StoredRun",
     "Summary",
+    "Synset",
     "Table",
+    "TaggedSentence",
     "Verse",
     "WeatTest",
     "Wheel",
     "WinoSentence",
     "WordGroup",
+    "WordNet",
     "WordPairs",
+    "WordSense",
     "WordVectors",
     "adult",
     "analogies",
@@ -148,6 +154,7 @@ __all__ = [
     "bible_verses",
     "chinese_classics",
     "compas",
+    "conll_sample",
     "crows_pairs",
     "data_set",
     "data_sets",
@@ -177,5 +184,6 @@ __all__ = [
     "winobias",
     "word2vec_news",
     "word_similarity",
+    "wordnet",
     "xsum",
 ]

@@ -273,13 +273,11 @@ class _LogPartition(torch.autograd.Function):
         if sums is None or torch.is_grad_enabled():
             # Second derivatives are taken of the definition; so are sums of a wide range.
             again = torch.is_grad_enabled()
-            scores = (psi, T, a, b)
-            if not again:
-                scores = tuple(s.detach().requires_grad_() for s in scores)  # type: ignore[assignment]
-            else:
-                scores = tuple(s if s.requires_grad else s.detach().requires_grad_() for s in scores)  # type: ignore[assignment]
+            scores = [s if again and s.requires_grad else s.detach() for s in (psi, T, a, b)]
+            for s in scores:
+                s.requires_grad_()
             with torch.enable_grad():
-                total = _forward_log(_Chain(*scores, lengths, None))
+                total = _forward_log(_Chain(*scores, lengths=lengths, order=None))
                 slopes = torch.autograd.grad(total, scores, weight, create_graph=again)
             return (*slopes, None)  # type: ignore[return-value]
         tags, pairs, first, last = _expected(chain, sums, weight.double())
@@ -321,7 +319,9 @@ def _marginals(chain: _Chain) -> tuple[Tensor, Tensor, Tensor]:
     """Marginals of tags, expected transitions of each row, and the log-partition."""
     psi, T, _, _, _, _ = chain
     inside = _inside(chain)
-    if _plain(*chain[:4]) and not (torch.is_grad_enabled() and any(s.requires_grad for s in chain[:4])):
+    if _plain(*chain[:4]) and not (
+        torch.is_grad_enabled() and any(s.requires_grad for s in chain[:4])
+    ):
         sums = _scaled(chain)
         if sums is not None:
             tags, _, _, _ = _expected(chain, sums, torch.ones((), dtype=torch.float64))
@@ -764,7 +764,11 @@ class LinearChainCRF(nn.Module):
         self.transitions = nn.Parameter(torch.zeros(tags, tags))
         self.start = nn.Parameter(torch.zeros(tags))
         self.end = nn.Parameter(torch.zeros(tags))
-        masks = (("allowed", allowed, (tags, tags)), ("starts", starts, (tags,)), ("ends", ends, (tags,)))
+        masks = (
+            ("allowed", allowed, (tags, tags)),
+            ("starts", starts, (tags,)),
+            ("ends", ends, (tags,)),
+        )
         for name, mask, shape in masks:
             if mask is not None and (tuple(mask.shape) != shape or mask.dtype != torch.bool):
                 raise ValueError(

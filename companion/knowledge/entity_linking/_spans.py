@@ -1,4 +1,4 @@
-r"""Tags and spans: which tag may follow which, how tags are read as spans, and how spans are scored.
+r"""Tags and spans: which tag may follow which, how tags become spans, and how spans are scored.
 
 A tag is ``O`` or a prefix and a label, as in ``B-PER``. Three readings exist, and they give
 different spans for sequences that no annotator would write:
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from companion.core import check_several
@@ -114,9 +113,7 @@ def _check_scheme(scheme: str, known: dict[str, str]) -> None:
         raise ValueError(f"scheme must be one of {', '.join(known)}, got {scheme!r}")
 
 
-def tag_names(
-    labels: Sequence[str], *, scheme: Literal["BIO", "BIOES"] = "BIO"
-) -> tuple[str, ...]:
+def tag_names(labels: Sequence[str], *, scheme: Literal["BIO", "BIOES"] = "BIO") -> tuple[str, ...]:
     """The tags of a scheme: O first, then those of each label.
 
     Args:
