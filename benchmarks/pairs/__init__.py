@@ -10,6 +10,7 @@ from benchmarks.pairs import (
     norms,
     optimizers,
     quantized,
+    tagging,
     tokenization,
     training,
 )
@@ -28,6 +29,7 @@ PAIRS: dict[str, Pair] = {
         norms,
         models,
         quantized,
+        tagging,
         training,
     )
     for pair in module.pairs()

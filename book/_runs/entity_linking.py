@@ -407,11 +407,11 @@ def named(words: data.WordNet, sentence: Sequence[str]) -> list[tuple[int, int]]
             part = sentence[i : i + size]
             name = " ".join(part).lower()
             known = words.senses.get(name, ())
-            if len(part) == size and part[0][0].isupper() and len(name) > 1:
-                if any(words.synsets[s.synset].instance for s in known):
-                    found.append((i, i + size))
-                    i += size - 1
-                    break
+            capital = len(part) == size and part[0][0].isupper() and len(name) > 1
+            if capital and any(words.synsets[s.synset].instance for s in known):
+                found.append((i, i + size))
+                i += size - 1
+                break
         i += 1
     return found
 
