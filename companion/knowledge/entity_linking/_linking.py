@@ -137,12 +137,15 @@ class CandidateIndex:
             raise ValueError(f"{entity!r} is not among the {len(numbers)} entities")
         return numbers[entity]
 
-    def lookup(self, mentions: Sequence[str], k: int) -> Candidates:
+    def lookup(
+        self, mentions: Sequence[str], k: int, *, dtype: torch.dtype = torch.float32
+    ) -> Candidates:
         """The k most frequent candidates of each mention.
 
         Args:
             mentions: Names as they stand in a text.
             k: How many, 1 or more.
+            dtype: Of the log-priors.
 
         Returns:
             Candidates; a mention that is not in the table has none. Priors are shares of all
@@ -155,12 +158,12 @@ class CandidateIndex:
         check_count("k", k)
         table: dict[str, tuple[list[int], list[float]]] = self._table  # type: ignore[attr-defined]
         ids = torch.full((len(mentions), k), -1)
-        prior = torch.zeros(len(mentions), k)
+        prior = torch.zeros(len(mentions), k, dtype=dtype)
         for row, mention in enumerate(mentions):
             found, shares = table.get(self.normalize(mention), ([], []))
             count = min(k, len(found))
             ids[row, :count] = torch.tensor(found[:count], dtype=torch.int64)
-            prior[row, :count] = torch.tensor(shares[:count])
+            prior[row, :count] = torch.tensor(shares[:count], dtype=dtype)
         return Candidates(ids, prior.log())
 
 
@@ -354,8 +357,8 @@ def coherent_links(
             than ``limit`` choices.
 
     References:
-        Ratinov et al. 2011, "Local and Global Algorithms for Disambiguation to Wikipedia",
-        P11-1138.
+        Kulkarni et al. 2009, "Collective Annotation of Wikipedia Entities in Web Text",
+        doi:10.1145/1557019.1557073.
 
     Book: :doc:`/book/knowledge/entity_linking`
 
