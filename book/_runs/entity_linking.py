@@ -117,7 +117,7 @@ class Glosses:
             synsets = [self.words.synsets[key] for key in new]
             texts = [f"{', '.join(s.words[:3])}: {s.definition}" for s in synsets]
             vectors = self.text.embed(texts, batch_size=64, truncate=True)
-            self.known.update(zip(new, vectors, strict=True))
+            self.known.update(zip(new, vectors.unbind(), strict=True))
 
     def __call__(self, key: str) -> Tensor:
         return self.known[key]
@@ -520,7 +520,7 @@ def train_tagger(
     layer = el.LinearChainCRF(
         len(TAGS), allowed=rules.allowed, starts=rules.starts, ends=rules.ends
     )
-    optimizer = AdamW([*model.parameters(), *layer.parameters()], lr=3e-3, weight_decay=0.01)
+    optimizer = AdamW([*model.parameters(), *layer.parameters()], lr=1e-2, weight_decay=0.01)
     for _ in range(passes):
         order = torch.randperm(len(training), generator=g).tolist()
         for i in range(0, len(order), 16):
@@ -718,11 +718,11 @@ def main(argv: list[str] | None = None) -> None:
     """Link, tag, fuse, store."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--wordnet", help="folder that holds the folder wordnet")
-    parser.add_argument("--items", type=int, default=2500)
+    parser.add_argument("--items", type=int, default=1200)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--passes", type=int, default=10)
-    parser.add_argument("--together", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--passes", type=int, default=6)
+    parser.add_argument("--together", type=int, default=80)
     asked = parser.parse_args(argv)
     begin, cpu = time.perf_counter(), time.process_time()
     torch.set_num_threads(1)
