@@ -131,12 +131,12 @@ def read_wordnet(data: str, index: str, counts: str) -> WordNet:
             if rest.startswith("1:"):  # nouns
                 found[lemma, int(number)] = int(count)
         for line in _lines(index):
-            lemma, _, meanings, *rest = line.split()
-            keys = rest[-int(meanings) :]
+            fields = line.split()
+            keys = fields[-int(fields[2]) :]
             for key in keys:
                 synsets[key]
-            senses[lemma.replace("_", " ")] = tuple(
-                WordSense(key, found.get((lemma, number), 0))
+            senses[fields[0].replace("_", " ")] = tuple(
+                WordSense(key, found.get((fields[0], number), 0))
                 for number, key in enumerate(keys, start=1)
             )
     except (KeyError, ValueError, IndexError) as error:

@@ -265,7 +265,9 @@ class _LogPartition(torch.autograd.Function):
         return (_forward_log(chain) if sums is None else sums.log_z).to(psi.dtype)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
         (weight,) = grads
         psi, T, a, b, lengths = ctx.saved_tensors  # type: ignore[attr-defined]
         chain = _Chain(psi, T, a, b, lengths, None)
@@ -274,15 +276,16 @@ class _LogPartition(torch.autograd.Function):
             # Second derivatives are taken of the definition; so are sums of a wide range.
             again = torch.is_grad_enabled()
             scores = [s if again and s.requires_grad else s.detach() for s in (psi, T, a, b)]
-            for s in scores:
-                s.requires_grad_()
+            for score in scores:
+                score.requires_grad_()
+            one, two, three, four = scores
             with torch.enable_grad():
-                total = _forward_log(_Chain(*scores, lengths=lengths, order=None))
+                total = _forward_log(_Chain(one, two, three, four, lengths, None))
                 slopes = torch.autograd.grad(total, scores, weight, create_graph=again)
-            return (*slopes, None)  # type: ignore[return-value]
+            return (*slopes, None)
         tags, pairs, first, last = _expected(chain, sums, weight.double())
         made = (tags.transpose(0, 1), pairs, first, last)
-        return (*(m.to(psi.dtype) for m in made), None)  # type: ignore[return-value]
+        return (*(m.to(psi.dtype) for m in made), None)
 
 
 def _plain(*tensors: Tensor) -> bool:
@@ -292,7 +295,7 @@ def _plain(*tensors: Tensor) -> bool:
 
 def _log_partition(chain: _Chain) -> Tensor:
     if _plain(*chain[:4]):
-        out: Tensor = _LogPartition.apply(*chain[:5])
+        out: Tensor = _LogPartition.apply(*chain[:5])  # type: ignore[no-untyped-call]
         return out
     return _forward_log(chain)
 
@@ -633,7 +636,7 @@ def viterbi(
         tensor([[0, 1]])
     """
     chain = _chain(emissions, transitions, start, end, real)
-    psi, T, a, b, lengths, _ = (s.detach() if isinstance(s, Tensor) else s for s in chain)
+    psi, T, a, b, lengths = (s.detach() for s in chain[:5])
     batch, n, K = psi.shape
     into = T.t().contiguous()
     best = a + psi[:, 0]
@@ -695,7 +698,7 @@ def k_best_paths(
     """
     check_count("k", k)
     chain = _chain(emissions, transitions, start, end, real)
-    psi, T, a, b, lengths, _ = (s.detach() if isinstance(s, Tensor) else s for s in chain)
+    psi, T, a, b, lengths = (s.detach() for s in chain[:5])
     batch, n, K = psi.shape
     best = psi.new_full((batch, k, K), NEVER)
     best[:, 0] = a + psi[:, 0]

@@ -292,4 +292,5 @@ class KnowBertLayer(nn.Module):
         none = ~there.any(-1)[:, None, None]
         scores = scores.masked_fill(~there[:, None] & ~none, float("-inf"))
         weights = scores.softmax(-1).masked_fill(none, 0.0)
-        return words + self.up(weights @ knowledge)
+        brought: Tensor = self.up(weights @ knowledge)
+        return words + brought
