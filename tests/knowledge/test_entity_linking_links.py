@@ -39,12 +39,12 @@ def test_priors_are_shares_of_counts() -> None:
 
 
 def test_smoothing_keeps_what_was_never_counted() -> None:
-    index = el.CandidateIndex({"x": {"a": 3, "b": 0}}, smoothing=0.5)
+    index = el.CandidateIndex({"x": {"a": 3.0, "b": 0.0}}, smoothing=0.5)
     torch.testing.assert_close(
         index.lookup(["x"], 5).log_prior[0, :2].exp(), torch.tensor([3.5 / 4, 0.5 / 4])
     )
     with pytest.raises(ValueError, match="count 0, whose logarithm is minus infinity"):
-        el.CandidateIndex({"x": {"a": 3, "b": 0}}, smoothing=0.0)
+        el.CandidateIndex({"x": {"a": 3.0, "b": 0.0}}, smoothing=0.0)
 
 
 @pytest.mark.usefixtures("own_checks")
