@@ -22,6 +22,7 @@ PAIRS: dict[str, Pair] = {
     for module in (
         embeddings,
         tokenization,
+        tagging,
         losses,
         optimizers,
         attention,
@@ -29,7 +30,6 @@ PAIRS: dict[str, Pair] = {
         norms,
         models,
         quantized,
-        tagging,
         training,
     )
     for pair in module.pairs()
