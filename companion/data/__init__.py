@@ -19,6 +19,9 @@ from the Hugging Face hub or its cache (``hub=True``), where the same files lie:
 digests are pinned. The tests read from a cache laid out as the hub lays it; the transfer over the
 network is ``huggingface_hub``'s and is not tested here.
 
+One set is optional and no wheel: WordNet comes with a package of Debian and Ubuntu
+(:func:`companion.data.wordnet`). No chapter needs it to run.
+
 **What is checked.** The size and the SHA-256 of every file are pinned in ``registry.toml`` and
 compared when a file is first read in a process, and again only if it changes. Hashing the largest
 file takes a fraction of a second, less than loading it, so large files are no exception. A copy
