@@ -11,6 +11,7 @@ from benchmarks.pairs import (
     norms,
     optimizers,
     quantized,
+    tagging,
     tokenization,
     training,
 )
@@ -22,6 +23,7 @@ PAIRS: dict[str, Pair] = {
     for module in (
         embeddings,
         tokenization,
+        tagging,
         losses,
         optimizers,
         attention,
