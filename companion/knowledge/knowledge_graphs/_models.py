@@ -10,6 +10,7 @@ import math
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -117,8 +118,8 @@ class LinkModel(nn.Module):
         head, relation, tail = facts.unbind(-1)
         check_ids("heads and tails", facts[..., ::2], len(self.entity))
         check_ids("relations", relation, len(self.relation))
-        query = self.tail_query(self.entity[head], self.relation[relation])
-        return self.compare(query, self.entity[tail])
+        query = self.tail_query(F.embedding(head, self.entity), F.embedding(relation, self.relation))
+        return self.compare(query, F.embedding(tail, self.entity))
 
     def tails(
         self, head: Int[Tensor, " batch"], relation: Int[Tensor, " batch"]
@@ -134,7 +135,7 @@ class LinkModel(nn.Module):
         """
         check_ids("heads", head, len(self.entity))
         check_ids("relations", relation, len(self.relation))
-        query = self.tail_query(self.entity[head], self.relation[relation])
+        query = self.tail_query(F.embedding(head, self.entity), F.embedding(relation, self.relation))
         return self.compare_all(query, self.entity)
 
     def heads(
@@ -151,7 +152,7 @@ class LinkModel(nn.Module):
         """
         check_ids("relations", relation, len(self.relation))
         check_ids("tails", tail, len(self.entity))
-        query = self.head_query(self.relation[relation], self.entity[tail])
+        query = self.head_query(F.embedding(relation, self.relation), F.embedding(tail, self.entity))
         return self.compare_all(query, self.entity)
 
 
@@ -225,12 +226,12 @@ class TransE(_Distance):
             for count in (entities, relations)
         ]
         self.entity = nn.Parameter(tables[0])
-        self.relation = nn.Parameter(nn.functional.normalize(tables[1], dim=-1))
+        self.relation = nn.Parameter(F.normalize(tables[1], dim=-1))
 
     @torch.no_grad()
     def constrain(self) -> None:
         """Give all entities length 1, in place; relations stay as they are."""
-        self.entity.copy_(nn.functional.normalize(self.entity, dim=-1))
+        self.entity.copy_(F.normalize(self.entity, dim=-1))
 
     def tail_query(self, head: Tensor, relation: Tensor) -> Tensor:
         return head + relation

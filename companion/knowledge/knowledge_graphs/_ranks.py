@@ -274,6 +274,8 @@ def filtered_ranks(
     check_shape("facts", facts, (None, 3))
     check_count("batch_size", batch_size)
     check_in_range("tolerance", tolerance, low=0.0, open_high=True)
+    if len(facts) == 0:
+        raise ValueError("there are no facts to ask about")
     sides = []
     for head, relation, tail in (part.T for part in torch.split(facts, batch_size)):
         asked = (
@@ -282,8 +284,6 @@ def filtered_ranks(
         )
         counts = [_without(*question, tolerance) for question in asked]
         sides.append([torch.stack(pair, -1) for pair in zip(*counts, strict=True)])
-    if not sides:
-        raise ValueError("there are no facts to ask about")
     return Ranks(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
 
 
