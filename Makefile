@@ -49,8 +49,8 @@ fmt: setup ## format the code
 	@$(RUN) -m ruff check --fix companion tests tools benchmarks book/_ext book/_runs
 	@$(RUN) -m ruff format companion tests tools benchmarks book/_ext book/_runs
 
-lock: setup ## resolve the dependencies anew into requirements/lock.txt (PYTHONS="...")
-	@$(RUN) tools/lock.py $(PYTHONS)
+lock: setup ## resolve the dependencies anew into requirements/lock.txt (KEEP=1 only adds, PYTHONS="...")
+	@$(RUN) tools/lock.py $(PYTHONS) $(if $(KEEP),--keep)
 
 clean: ## remove what was built (not .venv)
 	rm -rf _build dist

@@ -1,6 +1,7 @@
 """Write requirements/lock.txt: exact versions of all that the library, the book and the tests need.
 
-Run as ``make lock``. pip's own resolver decides, once for each supported Python; what differs
+Run as ``make lock``. With KEEP=1 what is locked keeps its version, and only what is new in
+pyproject.toml is added. pip's own resolver decides, once for each supported Python; what differs
 between Pythons gets an environment marker. Requirements that pip skipped only because they belong
 to another platform (macOS, 64-bit ARM Linux) are pinned under that platform's marker.
 """
@@ -104,6 +105,12 @@ def pins(packages: list[dict]) -> dict[str, str]:
     return {n: v for n, v in names.items() if not TORCH_OWN.match(n)}
 
 
+def locked(lock: Path) -> dict[str, str]:
+    """Return the pins of a lock that hold for every Python and platform."""
+    lines = lock.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if not re.search("[#;]", line))
+
+
 def merge(by_python: dict[str, dict[str, str]]) -> list[str]:
     """Merge one set of pins per Python into lines, with markers where the Pythons differ."""
     lines = []
@@ -122,7 +129,9 @@ def main() -> None:
     """Resolve for every supported Python and write the lock."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pythons", nargs="*", help="interpreters, one for each of 3.11, 3.12, 3.13")
-    given = parser.parse_args().pythons or [f"python{version}" for version in PYTHONS]
+    parser.add_argument("--keep", action="store_true", help="keep the versions that are locked")
+    options = parser.parse_args()
+    given = options.pythons or [f"python{version}" for version in PYTHONS]
     interpreters = {}
     for python in given:
         if not shutil.which(python):
@@ -135,15 +144,15 @@ def main() -> None:
     if missing := set(PYTHONS) - set(interpreters):
         raise SystemExit(f"lock: no interpreter for Python {', '.join(sorted(missing))}")
 
+    lock = ROOT / "requirements" / "lock.txt"
     wanted, by_python, foreign = roots(ROOT), {}, {}
-    first: dict[
-        str, str
-    ] = {}  # the oldest Python's versions, kept for the others where they can be
+    # One version for all Pythons where it can be: the one that is locked, or the oldest Python's.
+    first = locked(lock) if options.keep else {}
     for version in PYTHONS:
         print(f"lock: resolving for Python {version}", flush=True)
         packages = resolve(interpreters[version], wanted, first)
         by_python[version] = pins(packages)
-        first = first or by_python[version]
+        first = {**by_python[version], **first}
         for marker, platform in PLATFORMS.items():
             for requirement in sorted(skipped(packages, version, platform)):
                 extra = resolve(interpreters[version], [requirement], by_python[version])
@@ -151,7 +160,6 @@ def main() -> None:
                     if name not in by_python[version]:
                         foreign[f"{name}=={pin} ; {marker}"] = None
     lines = sorted([*merge(by_python), *foreign])
-    lock = ROOT / "requirements" / "lock.txt"
     header = HEADER.format(first=PYTHONS[0], last=PYTHONS[-1])
     lock.write_text(header + "\n".join(lines) + "\n", encoding="utf-8")
     print(f"lock: {len(lines)} pins in {lock.relative_to(ROOT)}")
