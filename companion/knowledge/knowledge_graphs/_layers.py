@@ -80,9 +80,9 @@ class GCN(nn.Module):
 
 def gcn_backward(
     states: Float[Tensor, "nodes width"],
-    matrix: Float[Tensor, "nodes nodes"],
+    matrix: Float[Tensor, "targets nodes"],
     weight: Float[Tensor, "width out"],
-    gradient: Float[Tensor, "nodes out"],
+    gradient: Float[Tensor, "targets out"],
 ) -> tuple[Float[Tensor, "nodes width"], Float[Tensor, "width out"]]:
     r"""The gradients of :math:`\hat A H W` by hand.
 
@@ -90,7 +90,7 @@ def gcn_backward(
 
     Args:
         states: :math:`H`.
-        matrix: :math:`\hat A`, sparse or dense. It need not be symmetric.
+        matrix: :math:`\hat A`, sparse or dense. It need not be symmetric, nor square.
         weight: :math:`W`.
         gradient: :math:`G`, of the loss by the output.
 
@@ -109,8 +109,8 @@ def gcn_backward(
         (tensor([[3., 3.]]), tensor([[2.]]))
     """
     check_shape("states", states, (None, len(weight)))
-    check_shape("matrix", matrix, (len(states), len(states)))
-    check_shape("gradient", gradient, (len(states), weight.shape[1]))
+    check_shape("matrix", matrix, (None, len(states)))
+    check_shape("gradient", gradient, (len(matrix), weight.shape[1]))
     spread = matrix.T @ gradient
     return spread @ weight.T, states.T @ spread
 
