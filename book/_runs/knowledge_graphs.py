@@ -121,7 +121,9 @@ def both_sides(model: Scorer, facts: Tensor) -> Tensor:
     return (tails + F.cross_entropy(model.heads(relation, tail), head)) / 2
 
 
-def fit(graph: Graph, kind: type, *, dim: int, epochs: int, seed: int, **how: Any) -> dict[str, Any]:
+def fit(
+    graph: Graph, kind: type, *, dim: int, epochs: int, seed: int, **how: Any
+) -> dict[str, Any]:
     """Train one model; report the epoch that was best on the validation facts."""
     g = generator(seed)
     cubes = how.pop("cubes", 0.0)
@@ -277,7 +279,15 @@ def main(argv: list[str] | None = None) -> None:
                 best = max(tried, key=lambda run: run["valid"])
                 seconds = sum(run.pop("seconds") for run in tried)
                 told["trained"].append({"model": kind, "seed": seed, **best})
-                print(name, seed, kind, best["setting"], best["all"][0], f"{seconds:.0f} s", flush=True)
+                print(
+                    name,
+                    seed,
+                    kind,
+                    best["setting"],
+                    best["all"][0],
+                    f"{seconds:.0f} s",
+                    flush=True,
+                )
     graph = Graph(asked.encoders_on)
     for seed in range(asked.seeds):
         for arm in ENCODERS:

@@ -1,4 +1,4 @@
-"""Layers and graphs: equal to PyTorch Geometric, to dense algebra, and to what was worked by hand."""
+"""Layers and graphs, equal to PyTorch Geometric, to dense algebra, and to work by hand."""
 
 import warnings
 

@@ -74,7 +74,7 @@ def test_scores_and_ranks_are_those_of_pykeen(
 ) -> None:
     from pykeen.evaluation import RankBasedEvaluator
 
-    graph, (train, valid, test) = peer
+    graph, (train, valid, _) = peer
     ours = kind(14, 55, dim=10, generator=torch.Generator().manual_seed(0), **how)
     theirs = copied(name, ours, train, settings)
     with torch.no_grad():

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from companion.core import randn
 from companion.data import knowledge_graph
 from companion.knowledge.knowledge_graphs import (
     DistMult,

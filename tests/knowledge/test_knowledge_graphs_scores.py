@@ -153,7 +153,8 @@ def test_a_corrupted_fact_differs_in_one_place() -> None:
 
 def test_margin_loss_is_its_sum_of_hinges() -> None:
     true, wrong = numbers(5), numbers(5, 3, seed=1)
-    hinges = [max(0.0, 0.7 + float(w) - float(t)) for t, row in zip(true, wrong) for w in row]
+    pairs = zip(true, wrong, strict=True)
+    hinges = [max(0.0, 0.7 + float(w) - float(t)) for t, row in pairs for w in row]
     want = torch.tensor(sum(hinges) / 15, dtype=torch.float64)
     torch.testing.assert_close(margin_loss(true, wrong, margin=0.7), want)
     assert margin_loss(true + 100, wrong, margin=0.7) == 0
@@ -193,7 +194,9 @@ def test_models_learn_from_their_losses(kind: Callable[..., LinkModel]) -> None:
 
 def test_translations_start_and_stay_on_the_sphere() -> None:
     model = made(TransE)
-    torch.testing.assert_close(model.relation.norm(dim=1), torch.ones(3).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        model.relation.norm(dim=1), torch.ones(3).double(), rtol=1e-6, atol=0
+    )
     before = model.relation.detach().clone()
     model.constrain()
     torch.testing.assert_close(model.entity.norm(dim=1), torch.ones(7).double())

@@ -118,7 +118,9 @@ class LinkModel(nn.Module):
         head, relation, tail = facts.unbind(-1)
         check_ids("heads and tails", facts[..., ::2], len(self.entity))
         check_ids("relations", relation, len(self.relation))
-        query = self.tail_query(F.embedding(head, self.entity), F.embedding(relation, self.relation))
+        query = self.tail_query(
+            F.embedding(head, self.entity), F.embedding(relation, self.relation)
+        )
         return self.compare(query, F.embedding(tail, self.entity))
 
     def tails(
@@ -135,7 +137,9 @@ class LinkModel(nn.Module):
         """
         check_ids("heads", head, len(self.entity))
         check_ids("relations", relation, len(self.relation))
-        query = self.tail_query(F.embedding(head, self.entity), F.embedding(relation, self.relation))
+        query = self.tail_query(
+            F.embedding(head, self.entity), F.embedding(relation, self.relation)
+        )
         return self.compare_all(query, self.entity)
 
     def heads(
@@ -152,7 +156,9 @@ class LinkModel(nn.Module):
         """
         check_ids("relations", relation, len(self.relation))
         check_ids("tails", tail, len(self.entity))
-        query = self.head_query(F.embedding(relation, self.relation), F.embedding(tail, self.entity))
+        query = self.head_query(
+            F.embedding(relation, self.relation), F.embedding(tail, self.entity)
+        )
         return self.compare_all(query, self.entity)
 
 
