@@ -16,7 +16,7 @@ from companion.knowledge.knowledge_graphs import (
     RotatE,
     TransE,
     complex_bilinear,
-    corrupt,
+    corrupt_facts,
     distmult,
     margin_loss,
     rotate,
@@ -136,7 +136,7 @@ def test_a_corrupted_fact_differs_in_one_place() -> None:
     g = torch.Generator().manual_seed(0)
     facts = torch.tensor([[0, 2, 4], [3, 1, 0]])
     before = facts.clone()
-    wrong = corrupt(facts, entities=5, count=4001, generator=g)
+    wrong = corrupt_facts(facts, entities=5, count=4001, generator=g)
     changed = wrong != facts[:, None]
     assert bool((changed.sum(-1) == 1).all())
     assert not bool(changed[..., 1].any())
@@ -181,7 +181,7 @@ def test_adversarial_weights_carry_no_gradient() -> None:
 def test_models_learn_from_their_losses(kind: Callable[..., LinkModel]) -> None:
     model = made(kind)
     facts = torch.tensor([[0, 0, 1], [2, 1, 3], [4, 2, 6]])
-    wrong = corrupt(facts, entities=7, count=11, generator=torch.Generator().manual_seed(1))
+    wrong = corrupt_facts(facts, entities=7, count=11, generator=torch.Generator().manual_seed(1))
     for p in model.parameters():
         assert torch.isfinite(p).all()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
@@ -227,7 +227,7 @@ def test_losses_run_without_numbers() -> None:
     assert margin_loss(true, wrong, margin=1.0).shape == ()
     assert self_adversarial_loss(true, wrong, margin=1.0, temperature=1.0).shape == ()
     facts = torch.zeros(2, 3, dtype=torch.long, device="meta")
-    made_up = corrupt(facts, entities=5, count=3, generator=torch.Generator().manual_seed(0))
+    made_up = corrupt_facts(facts, entities=5, count=3, generator=torch.Generator().manual_seed(0))
     assert made_up.shape == (2, 3, 3)
 
 
@@ -255,7 +255,7 @@ def test_refusals_say_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"heads must lie in \[0, 3\)"):
         model.tails(torch.tensor([3]), torch.tensor([0]))
     with pytest.raises(ValueError, match="facts must have shape"):
-        corrupt(torch.zeros(3, 2, dtype=torch.long), entities=3, count=1, generator=g)
+        corrupt_facts(torch.zeros(3, 2, dtype=torch.long), entities=3, count=1, generator=g)
     with pytest.raises(ValueError, match="margin must lie"):
         margin_loss(x, torch.zeros(3, 2), margin=0.0)
     with pytest.raises(ValueError, match="wrong must have shape"):

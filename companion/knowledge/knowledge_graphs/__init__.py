@@ -5,7 +5,7 @@ A fact is a triple of numbers (head, relation, tail).
 * **Scores of facts**: :func:`transe`, :func:`distmult`, :func:`complex_bilinear`, :func:`rotate`
   with :func:`turn`; as models with their tables, :class:`TransE`, :class:`DistMult`,
   :class:`ComplEx`, :class:`RotatE`, all of them a :class:`LinkModel`.
-* **Training**: :func:`corrupt`, :func:`margin_loss`, :func:`self_adversarial_loss`.
+* **Training**: :func:`corrupt_facts`, :func:`margin_loss`, :func:`self_adversarial_loss`.
 * **Judging**: :func:`rank` and :func:`filtered_ranks` give :class:`Ranks`, with three rules for
   :data:`Ties`; :class:`KnownFacts` is the filter, :func:`link_metrics` gives
   :class:`LinkMetrics`. Anything that scores all entities is a :class:`Scorer`.
@@ -39,7 +39,7 @@ from companion.knowledge.knowledge_graphs._inject import (
     retrieval_posterior,
 )
 from companion.knowledge.knowledge_graphs._layers import GAT, GCN, RGCN, Relations, gcn_backward
-from companion.knowledge.knowledge_graphs._losses import corrupt, margin_loss, self_adversarial_loss
+from companion.knowledge.knowledge_graphs._losses import corrupt_facts, margin_loss, self_adversarial_loss
 from companion.knowledge.knowledge_graphs._models import (
     ComplEx,
     DistMult,
@@ -84,7 +84,7 @@ __all__ = [
     "TransE",
     "attend_with_facts",
     "complex_bilinear",
-    "corrupt",
+    "corrupt_facts",
     "dirichlet_energy",
     "distmult",
     "fact_share",

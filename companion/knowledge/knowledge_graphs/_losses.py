@@ -7,10 +7,10 @@ from torch import Tensor
 
 from companion.core import check_count, check_floating, check_in_range, check_shape, rand, randint
 
-__all__ = ["corrupt", "margin_loss", "self_adversarial_loss"]
+__all__ = ["corrupt_facts", "margin_loss", "self_adversarial_loss"]
 
 
-def corrupt(
+def corrupt_facts(
     facts: Int[Tensor, "batch 3"], *, entities: int, count: int, generator: torch.Generator
 ) -> Int[Tensor, "batch count 3"]:
     """Replace head or tail of each fact, whichever a coin says, by an entity drawn uniformly.
@@ -34,7 +34,7 @@ def corrupt(
 
     Example:
         >>> draws = torch.Generator().manual_seed(0)
-        >>> wrong = corrupt(torch.tensor([[0, 0, 1]]), entities=3, count=4, generator=draws)
+        >>> wrong = corrupt_facts(torch.tensor([[0, 0, 1]]), entities=3, count=4, generator=draws)
         >>> (wrong != torch.tensor([0, 0, 1])).sum(-1)
         tensor([[1, 1, 1, 1]])
     """

@@ -71,9 +71,9 @@ class LinkModel(nn.Module):
         check_count("relations", relations)
         check_count("dim", dim)
         self.dim = dim
-        self.start(entities, relations, generator)
+        self._start(entities, relations, generator)
 
-    def start(self, entities: int, relations: int, generator: torch.Generator) -> None:
+    def _start(self, entities: int, relations: int, generator: torch.Generator) -> None:
         """Draw the starting values: normal, of variance one over the width."""
         scale = self.dim**-0.5
         self.entity = nn.Parameter(scale * randn(entities, self.dim, generator=generator))
@@ -225,7 +225,7 @@ class TransE(_Distance):
         torch.Size([1])
     """
 
-    def start(self, entities: int, relations: int, generator: torch.Generator) -> None:
+    def _start(self, entities: int, relations: int, generator: torch.Generator) -> None:
         bound = 6 * self.dim**-0.5
         tables = [
             bound * (2 * rand(count, self.dim, generator=generator) - 1)
@@ -299,9 +299,9 @@ class ComplEx(_Product):
         torch.Size([1, 5])
     """
 
-    def start(self, entities: int, relations: int, generator: torch.Generator) -> None:
+    def _start(self, entities: int, relations: int, generator: torch.Generator) -> None:
         _check_even(self.dim)
-        super().start(entities, relations, generator)
+        super()._start(entities, relations, generator)
 
     def tail_query(self, head: Tensor, relation: Tensor) -> Tensor:
         return complex_product(head, relation)
@@ -337,7 +337,7 @@ class RotatE(_Distance):
         torch.Size([2, 2])
     """
 
-    def start(self, entities: int, relations: int, generator: torch.Generator) -> None:
+    def _start(self, entities: int, relations: int, generator: torch.Generator) -> None:
         _check_even(self.dim)
         scale = self.dim**-0.5
         angles = math.pi * (2 * rand(relations, self.dim // 2, generator=generator) - 1)
