@@ -19,7 +19,7 @@ from companion.knowledge.knowledge_graphs import (
     corrupt_facts,
     distmult,
     margin_loss,
-    rotate,
+    rotate_score,
     self_adversarial_loss,
     transe,
     turn,
@@ -57,9 +57,9 @@ def test_rotation_is_that_of_complex_arithmetic_on_either_side(norm: int) -> Non
     phase = numbers(5, 11, seed=1)
     turned = as_complex(h) * torch.polar(torch.ones_like(phase), phase)
     moduli = (turned - as_complex(t)).abs()
-    torch.testing.assert_close(rotate(h, phase, t, norm=norm), -moduli.norm(norm, dim=-1))
+    torch.testing.assert_close(rotate_score(h, phase, t, norm=norm), -moduli.norm(norm, dim=-1))
     other = (as_complex(h) - as_complex(turn(t, -phase))).abs().norm(norm, dim=-1)
-    torch.testing.assert_close(rotate(h, phase, t, norm=norm), -other, rtol=1e-12, atol=0)
+    torch.testing.assert_close(rotate_score(h, phase, t, norm=norm), -other, rtol=1e-12, atol=0)
 
 
 def test_translations_and_products_by_hand() -> None:
@@ -107,7 +107,7 @@ def test_a_symmetric_translation_puts_its_entities_on_one_point() -> None:
     half_turn = torch.full((3,), torch.pi, dtype=torch.float64)
     other = turn(h, half_turn)
     assert not torch.allclose(other, h)
-    both = torch.stack([rotate(h, half_turn, other), rotate(other, half_turn, h)])
+    both = torch.stack([rotate_score(h, half_turn, other), rotate_score(other, half_turn, h)])
     torch.testing.assert_close(both, torch.zeros_like(both), rtol=0, atol=1e-14)
 
 
@@ -206,7 +206,7 @@ def test_translations_start_and_stay_on_the_sphere() -> None:
 def test_scores_have_finite_gradients_where_the_distance_is_zero() -> None:
     for norm in (1, 2):
         h = torch.zeros(4, requires_grad=True)
-        rotate(h, torch.zeros(2), torch.zeros(4), norm=norm).backward()
+        rotate_score(h, torch.zeros(2), torch.zeros(4), norm=norm).backward()
         assert torch.isfinite(h.grad).all()
         h = torch.zeros(4, requires_grad=True)
         transe(h, torch.zeros(4), torch.zeros(4), norm=norm).backward()
@@ -242,7 +242,7 @@ def test_refusals_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="even width"):
         complex_bilinear(x, x, x)
     with pytest.raises(ValueError, match=r"need 1\.5 angles"):
-        rotate(x, torch.zeros(2), x)
+        rotate_score(x, torch.zeros(2), x)
     with pytest.raises(ValueError, match="must be floating"):
         distmult(x.long(), x.long(), x.long())
     with pytest.raises(ValueError, match="dim must be even"):

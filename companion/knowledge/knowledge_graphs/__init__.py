@@ -2,9 +2,9 @@ r"""Facts as geometry, graphs as layers, and how either enters a language model.
 
 A fact is a triple of numbers (head, relation, tail).
 
-* **Scores of facts**: :func:`transe`, :func:`distmult`, :func:`complex_bilinear`, :func:`rotate`
-  with :func:`turn`; as models with their tables, :class:`TransE`, :class:`DistMult`,
-  :class:`ComplEx`, :class:`RotatE`, all of them a :class:`LinkModel`.
+* **Scores of facts**: :func:`transe`, :func:`distmult`, :func:`complex_bilinear`,
+  :func:`rotate_score` with :func:`turn`; as models with their tables, :class:`TransE`,
+  :class:`DistMult`, :class:`ComplEx`, :class:`RotatE`, all of them a :class:`LinkModel`.
 * **Training**: :func:`corrupt_facts`, :func:`margin_loss`, :func:`self_adversarial_loss`.
 * **Judging**: :func:`rank` and :func:`filtered_ranks` give :class:`Ranks`, with three rules for
   :data:`Ties`; :class:`KnownFacts` is the filter, :func:`link_metrics` gives
@@ -39,7 +39,11 @@ from companion.knowledge.knowledge_graphs._inject import (
     retrieval_posterior,
 )
 from companion.knowledge.knowledge_graphs._layers import GAT, GCN, RGCN, Relations, gcn_backward
-from companion.knowledge.knowledge_graphs._losses import corrupt_facts, margin_loss, self_adversarial_loss
+from companion.knowledge.knowledge_graphs._losses import (
+    corrupt_facts,
+    margin_loss,
+    self_adversarial_loss,
+)
 from companion.knowledge.knowledge_graphs._models import (
     ComplEx,
     DistMult,
@@ -60,7 +64,7 @@ from companion.knowledge.knowledge_graphs._ranks import (
 from companion.knowledge.knowledge_graphs._scores import (
     complex_bilinear,
     distmult,
-    rotate,
+    rotate_score,
     transe,
     turn,
 )
@@ -99,7 +103,7 @@ __all__ = [
     "retrieval_marginal",
     "retrieval_posterior",
     "reversed_share",
-    "rotate",
+    "rotate_score",
     "self_adversarial_loss",
     "sparse_matrix",
     "transe",

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from companion.core import check_floating
 
-__all__ = ["complex_bilinear", "distmult", "rotate", "transe", "turn"]
+__all__ = ["complex_bilinear", "distmult", "rotate_score", "transe", "turn"]
 
 
 def transe(
@@ -119,7 +119,7 @@ def complex_bilinear(
     return (complex_product(head, relation) * tail).sum(-1)
 
 
-def rotate(
+def rotate_score(
     head: Float[Tensor, "*#batch dim"],
     phase: Float[Tensor, "*#batch half"],
     tail: Float[Tensor, "*#batch dim"],
@@ -150,7 +150,7 @@ def rotate(
 
     Example:
         >>> one, i = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-        >>> bool(rotate(one, torch.tensor([torch.pi / 2]), i) > -1e-6)
+        >>> bool(rotate_score(one, torch.tensor([torch.pi / 2]), i) > -1e-6)
         True
     """
     check_norm(norm)
