@@ -240,9 +240,11 @@ class TransE(_Distance):
         self.entity.copy_(F.normalize(self.entity, dim=-1))
 
     def tail_query(self, head: Tensor, relation: Tensor) -> Tensor:
+        """The head, moved."""
         return head + relation
 
     def head_query(self, relation: Tensor, tail: Tensor) -> Tensor:
+        """The tail, moved back."""
         return tail - relation
 
 
@@ -270,9 +272,11 @@ class DistMult(_Product):
     """
 
     def tail_query(self, head: Tensor, relation: Tensor) -> Tensor:
+        """The product of the given parts."""
         return head * relation
 
     def head_query(self, relation: Tensor, tail: Tensor) -> Tensor:
+        """The product of the given parts."""
         return relation * tail
 
 
@@ -304,9 +308,11 @@ class ComplEx(_Product):
         super()._start(entities, relations, generator)
 
     def tail_query(self, head: Tensor, relation: Tensor) -> Tensor:
+        """The complex product of the given parts."""
         return complex_product(head, relation)
 
     def head_query(self, relation: Tensor, tail: Tensor) -> Tensor:
+        """The tail times the conjugate of the relation."""
         return complex_product(conjugate(relation), tail)
 
 
@@ -345,15 +351,19 @@ class RotatE(_Distance):
         self.relation = nn.Parameter(angles)
 
     def tail_query(self, head: Tensor, relation: Tensor) -> Tensor:
+        """The head, turned."""
         return turn(head, relation)
 
     def head_query(self, relation: Tensor, tail: Tensor) -> Tensor:
+        """The tail, turned back."""
         return turn(tail, -relation)
 
     def compare(self, query: Tensor, vectors: Tensor) -> Tensor:
+        """Negative distance of complex vectors."""
         return -moduli_norm(query - vectors, norm=self.norm)
 
     def compare_all(self, query: Tensor, table: Tensor) -> Tensor:
+        """Negative distances of complex vectors."""
         if self.norm == 2:  # the moduli's root of squares is the Euclidean distance
             return super().compare_all(query, table)
         return -moduli_norm(query[:, None] - table, norm=1)
