@@ -7,7 +7,7 @@ of distances.
 """
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from companion.knowledge.knowledge_graphs._scores import (
 __all__ = ["ComplEx", "DistMult", "LinkModel", "RotatE", "Scorer", "TransE"]
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """What scores all entities as the answer to a question."""
 
