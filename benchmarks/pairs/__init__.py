@@ -5,6 +5,7 @@ from benchmarks.pairs import (
     attention,
     data_quality,
     embeddings,
+    graphs,
     losses,
     models,
     multiscale,
@@ -33,6 +34,7 @@ PAIRS: dict[str, Pair] = {
         quantized,
         data_quality,
         training,
+        graphs,
     )
     for pair in module.pairs()
 }
