@@ -34,6 +34,7 @@ _PACKAGES = (
     "models",
     "efficiency",
     "generation",
+    "knowledge",
     "command",
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "foundations",
     "generate",
     "generation",
+    "knowledge",
     "load_pretrained",
     "minilm",
     "models",

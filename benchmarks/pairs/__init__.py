@@ -4,13 +4,16 @@ from benchmarks._pair import Pair
 from benchmarks.pairs import (
     attention,
     constraints,
+    data_quality,
     embeddings,
+    graphs,
     losses,
     models,
     multiscale,
     norms,
     optimizers,
     quantized,
+    tagging,
     tokenization,
     training,
 )
@@ -22,6 +25,7 @@ PAIRS: dict[str, Pair] = {
     for module in (
         embeddings,
         tokenization,
+        tagging,
         losses,
         optimizers,
         attention,
@@ -30,7 +34,9 @@ PAIRS: dict[str, Pair] = {
         models,
         quantized,
         constraints,
+        data_quality,
         training,
+        graphs,
     )
     for pair in module.pairs()
 }
