@@ -34,6 +34,7 @@ _PACKAGES = (
     "models",
     "efficiency",
     "generation",
+    "trust",
     "command",
 )
 
@@ -56,6 +57,7 @@ __all__ = [
     "save_pretrained",
     "smollm2",
     "transformer",
+    "trust",
     "verify",
 ]
 

@@ -25,6 +25,7 @@ from companion.pretraining.denoising import Tokens
 from companion.pretraining.masked import sentence_boundaries
 from companion.transformer.block import Decoder, TransformerConfig
 from companion.transformer.multi_head import MultiHeadAttention
+from companion.trust.fairness import Acceptance, Cells, DerivedPredictor
 
 from .public import callables, numbers, parameters, plain
 
@@ -116,8 +117,22 @@ IDS = torch.arange(20, 96).view(4, 19)
 SHORT = torch.arange(15).view(5, 3) % 11
 SYMMETRIC = (TABLES[17, 17] + TABLES[17, 17].T).abs()
 
+TABLE = Cells(*torch.tensor([[60, 50], [10, 20], [20, 30], [30, 20]]))
+HALF = torch.tensor([[0.5]]).double()
+COIN = DerivedPredictor(
+    levels=torch.zeros(1).double(),
+    best=Acceptance(accept=HALF, gain=0.0, tpr=HALF[0], fpr=HALF[0], selection=HALF[0]),
+)
+
 #: For each function what it draws, as a table of choices that do not depend on one another.
 CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
+    "bootstrap": lambda f, g: {
+        "tables": f(TABLE, lambda c: c.tp.double(), resamples=17, generator=g).resamples
+    },
+    "null_gaps": lambda f, g: {"gaps": f(torch.tensor([50, 70]), 0.4, draws=17, generator=g)},
+    "DerivedPredictor.predict": lambda f, g: {
+        "decisions": f(COIN, torch.zeros(29).double(), torch.zeros(29).long(), generator=g)
+    },
     "DraftModel": lambda f, g: {"tokens": f(a_decoder(), generator=g).propose(SHORT, None, 4).ids},
     "Speculative.pick": lambda f, g: {"tokens": speculated(f, g)},
     "gumbel_top_k": lambda f, g: {"classes": f(TABLES[23, 5], 2, generator=g)},

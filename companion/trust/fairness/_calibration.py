@@ -96,7 +96,7 @@ def calibration_by_group(
         made = calibration_bins(scores[here].double(), y[here] == 1, bins=bins)
         rows.append((made.confidence, made.accuracy, made.count))
     confidence, frequency, count = (torch.stack(column) for column in zip(*rows, strict=True))
-    weight = count / count.sum(1, keepdim=True)
+    weight = count.double() / count.sum(1, keepdim=True)
     used = count > 0
     off = torch.where(used, (frequency - confidence).abs(), 0.0)
     chance = binomial_deviation(

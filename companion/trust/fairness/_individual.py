@@ -79,7 +79,7 @@ def lipschitz(
     ratio = torch.where(apart > 0, apart / distances, torch.zeros_like(apart))
     ratio = torch.where(upper, ratio, torch.zeros_like(ratio))
     pairs = len(scores) * (len(scores) - 1) / 2
-    return LipschitzReport(ratio.amax(), (ratio > 1).sum() / pairs)
+    return LipschitzReport(ratio.amax(), (ratio > 1).to(scores.dtype).sum() / pairs)
 
 
 def benefits(

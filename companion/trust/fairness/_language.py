@@ -37,8 +37,8 @@ def part_log_probs(
 
     For a text :math:`c\,w\,r` in three parts these are :math:`\log P(c)`,
     :math:`\log P(w\mid c)` and :math:`\log P(r\mid c,w)`, and their sum is the log-probability
-    of the text. If two texts differ in :math:`w` alone, :math:`\log P(c)` cancels in the difference; the second term says how usual
-    the word is here, the third how well the rest follows from it.
+    of the text. If two texts differ in :math:`w` alone, the first term cancels in the difference;
+    the second says how usual the word is here, the third how well the rest follows from it.
 
     A text is cut into tokens as a whole, so that it is read as it would be anywhere; a token that
     reaches into a part belongs to it (of two parts, to the later one).

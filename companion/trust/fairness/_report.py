@@ -31,6 +31,11 @@ _MEASURES = {
     "accuracy": ("accuracy", ("tp", "tn"), ("tp", "fp", "fn", "tn")),
 }
 
+_LIMITS = (
+    "The table describes these decisions on these people.",
+    "It cannot show whether outcomes were recorded alike in all groups, nor why groups differ.",
+)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FairnessReport:
@@ -64,10 +69,15 @@ class FairnessReport:
     level: float
     warnings: tuple[str, ...]
 
+    @property
+    def people(self) -> int:
+        """How many people the report is about."""
+        return int(torch.stack(list(self.counts)).sum())
+
     def rows(self) -> list[list[str]]:
-        """The table as words: a header, a row for each group, and one for the gaps."""
+        """The table as words: names of the measures, a row for each group, and the gaps."""
         header = ["group", "people", *(name for name, _, _ in _MEASURES.values())]
-        people = sum(self.counts)
+        people = torch.stack(list(self.counts)).sum(0)
         table = [header]
         for a, name in enumerate(self.names):
             row = [name, str(int(people[a]))]
@@ -83,24 +93,21 @@ class FairnessReport:
 
     def markdown(self) -> str:
         """The table and its warnings in Markdown."""
-        header, *body = self.rows()
-        lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-        lines += [
-            "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in body
+        header, *body = [
+            "| " + " | ".join(cell.replace("|", r"\|") for cell in column) + " |"
+            for column in zip(*self.rows(), strict=True)
         ]
-        return "\n".join([*lines, "", *(f"- {line}" for line in self.notes())])
+        rule = "|" + " --- |" * (len(self.names) + 2)
+        return "\n".join([header, rule, *body, "", *(f"- {line}" for line in self.notes())])
 
     def text(self) -> str:
         """The table and its warnings as plain text, one line for each measure."""
-        header, *body = self.rows()
-        columns = [[header[i], *(row[i] for row in body)] for i in range(len(header))]
-        widths = [max(len(column[k]) for column in columns) for k in range(len(body) + 1)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) for cell, width in zip(column, widths, strict=True)
-            ).rstrip()
-            for column in columns
-        ]
+        columns = list(zip(*self.rows(), strict=True))
+        widths = [max(map(len, row)) for row in self.rows()]
+        lines = []
+        for column in columns:
+            padded = [cell.ljust(width) for cell, width in zip(column, widths, strict=True)]
+            lines.append("  ".join(padded).rstrip())
         return "\n".join([*lines, "", *self.notes()])
 
     def notes(self) -> tuple[str, ...]:
@@ -108,12 +115,11 @@ class FairnessReport:
         ratio = float(self.disparities.dp_ratio)
         told = "not estimable" if ratio != ratio else f"{ratio:.3f}"
         return (
-            f"Intervals are exact (Clopper-Pearson), {100 * self.level:g} % for each rate by itself.",
+            f"Intervals: exact (Clopper-Pearson), {100 * self.level:g} % for each rate by itself.",
             "By chance: the gap to be expected if no two groups differed.",
             f"Smallest over largest share selected: {told} (the four-fifths rule asks for 0.8).",
             *self.warnings,
-            "The table describes these decisions on these people. It cannot show whether the outcomes "
-            "were recorded alike for all groups, nor why groups differ.",
+            *_LIMITS,
         )
 
     def figure(self) -> Any:
@@ -150,7 +156,7 @@ class FairnessReport:
         return self.text()
 
     def __repr__(self) -> str:
-        return f"FairnessReport({len(self.names)} groups, {int(sum(self.counts).sum())} people)"
+        return f"FairnessReport({len(self.names)} groups, {self.people} people)"
 
     def _repr_markdown_(self) -> str:
         return self.markdown()
@@ -236,7 +242,7 @@ def report(
             level=1 - (1 - level) / others,
         )
         empty = bool((trials == 0).any())
-        pooled = float(successes.sum() / trials.sum().clamp(min=1))
+        pooled = float(successes.sum()) / max(float(trials.sum()), 1.0)
         chance[key] = float("nan") if empty else expected_gap(trials, pooled)
     return FairnessReport(
         names=names,

@@ -44,7 +44,7 @@ def chouldechova_fpr(
         ValueError: If the shapes differ or a value lies outside 0 to 1.
 
     References:
-        Chouldechova 2017, arXiv:1610.07524, eq. 2.6.
+        Chouldechova 2017, arXiv:1703.00056.
 
     Book: :doc:`/book/trust/fairness`
 
