@@ -4,6 +4,7 @@ from benchmarks._pair import Pair
 from benchmarks.pairs import (
     attention,
     embeddings,
+    fairness,
     losses,
     models,
     multiscale,
@@ -29,6 +30,7 @@ PAIRS: dict[str, Pair] = {
         models,
         quantized,
         training,
+        fairness,
     )
     for pair in module.pairs()
 }
