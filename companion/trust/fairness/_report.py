@@ -210,15 +210,17 @@ def report(
         [0.5, 0.0]
     """
     check_in_range("level", level, low=0.0, high=1.0, open_low=True, open_high=True)
-    values = groups.tolist() if isinstance(groups, Tensor) else list(groups)
-    if len(values) != len(y):
-        raise ValueError(f"there are {len(y)} outcomes and {len(values)} groups: give one for each")
-    numbered = group_ids(values)
-    names = numbered.names
+    if len(groups) != len(y):
+        raise ValueError(f"there are {len(y)} outcomes and {len(groups)} groups: give one for each")
+    if isinstance(groups, Tensor):
+        numbers, ids = torch.unique(groups, return_inverse=True)
+        names = tuple(str(number) for number in numbers.tolist())
+    else:
+        ids, names = group_ids(groups)
     if len(names) < 2:
         raise ValueError(f"need two groups or more, found only {names[0]!r}")
     home = y.device
-    counts = cells(y, predictions, numbered.ids.to(home), size=len(names))
+    counts = cells(y, predictions, ids.to(home), size=len(names))
     counts = Cells(*(count.cpu() for count in counts))
     found = rates(counts)
     people = torch.stack(list(counts)).sum(0)
