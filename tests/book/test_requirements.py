@@ -59,6 +59,13 @@ def test_the_lock_pins_exactly_and_leaves_cuda_to_torch() -> None:
         seen.add(key)
 
 
+def test_what_is_kept_is_what_holds_everywhere() -> None:
+    kept = lock.locked(ROOT / "requirements" / "lock.txt")
+    assert {"torch", "sympy", "transformers"} <= kept.keys()
+    assert kept["sympy"] == locked("3.12")["sympy"]
+    assert "appnope" not in kept  # macOS alone has it
+
+
 def test_the_lock_covers_macos() -> None:
     assert "appnope" in locked("3.12", sys_platform="darwin", platform_system="Darwin")
     assert "appnope" not in locked("3.12", sys_platform="linux", platform_system="Linux")

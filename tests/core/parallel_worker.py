@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from companion.core import Checkpoints, LossModule, generator, parallelize, processes, train
+from companion.core.parallel import is_parallel
 from companion.foundations import optimization
 from companion.pretraining.autoregressive import PackedTokens, next_token_loss
 from companion.transformer.block import Decoder, TransformerConfig, initialize_
@@ -43,6 +44,8 @@ def run(settings, here):
         activation_checkpointing=settings.get("recompute", False),
         compile=settings.get("compile", False),
     )
+    together = settings.get("kind", "none") != "none" and here.world > 1
+    assert is_parallel(model) == together, "gradients are exchanged where a model is wrapped"
     accumulate = settings.get("accumulate", 1)
     text = torch.randint(23, (7 * 41 + 1,), generator=generator(3), dtype=torch.int32)
     data = PackedTokens(

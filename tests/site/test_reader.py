@@ -154,6 +154,24 @@ def test_a_snippet_shows_the_article_alone(
         assert chrome not in text
 
 
+def test_a_snippet_has_no_letters_of_drawings(
+    site: Path, browser: webdriver.Chrome, server: str
+) -> None:
+    found(browser, server, "perplexity")
+    letters, snippet = browser.execute_async_script(
+        """const done = arguments[1];
+        fetch(arguments[0]).then((answer) => answer.text()).then((html) => {
+          const page = new DOMParser().parseFromString(html, "text/html");
+          const drawing = page.querySelector(".drawing").textContent.replace(/\\s+/g, " ").trim();
+          done([drawing, Search.htmlToText(html)]);
+        });""",
+        f"{server}book/foundations/language_models.html",
+    )
+    assert len(letters) > 20
+    assert letters not in snippet
+    assert "perplexity" in snippet
+
+
 # --- ledger -------------------------------------------------------------------------------------
 
 

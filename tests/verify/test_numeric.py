@@ -404,6 +404,10 @@ class TestBound:
         tighter = {"one component less": lambda a, b: a[1:].norm() * b[1:].norm()}
         record = bound("eq:cauchy", dot, norms, samples(g), mutants=tighter)
         assert "one component less" in record.mutants
+        positive = {"half": lambda x: (1 + x * x) / 2}
+        draws = [(torch.tensor(x, dtype=torch.float64),) for x in (0.5, 0.99, 1.01, 1.7)]
+        record = bound("eq:mean", lambda x: 2 * x, lambda x: 1 + x * x, draws, mutants=positive)
+        assert "half" in record.mutants
         with pytest.raises(VerificationError, match="no sample violates the wrong bound 'looser'"):
             bound(
                 "eq:cauchy",

@@ -771,6 +771,7 @@ def routes(record):
             {"x": 0.7, "c": 0.3},
             r"g(x)=\frac cx+x\log x",
         ),
+        (r"h'(x)=ce^{cx}", {"x": 0.7, "c": 0.3}, r"h(x)=e^{cx}"),
     ],
 )
 def test_sympy_differentiates_what_the_page_displays(tex, reading, given):

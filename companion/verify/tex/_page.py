@@ -322,7 +322,6 @@ def _sheet(label: str, tex: str, given: Sequence[str], scope: Scope) -> _Sheet:
                 continue
             name, parts = head
             definitions[name] = Definition(relation.sides[1], parts)
-            scope.lexicon.functions |= {name} if parts else set()
             if len(relation.sides) > 2:
                 claims.append(Relation(relation.signs[1:], relation.sides[1:]))
     for claim in claims:
