@@ -34,6 +34,7 @@ _PACKAGES = (
     "models",
     "efficiency",
     "generation",
+    "knowledge",
     "trust",
     "command",
 )
@@ -50,6 +51,7 @@ __all__ = [
     "foundations",
     "generate",
     "generation",
+    "knowledge",
     "load_pretrained",
     "minilm",
     "models",

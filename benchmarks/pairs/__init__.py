@@ -3,14 +3,17 @@
 from benchmarks._pair import Pair
 from benchmarks.pairs import (
     attention,
+    data_quality,
     embeddings,
     fairness,
+    graphs,
     losses,
     models,
     multiscale,
     norms,
     optimizers,
     quantized,
+    tagging,
     tokenization,
     training,
 )
@@ -22,6 +25,7 @@ PAIRS: dict[str, Pair] = {
     for module in (
         embeddings,
         tokenization,
+        tagging,
         losses,
         optimizers,
         attention,
@@ -29,8 +33,10 @@ PAIRS: dict[str, Pair] = {
         norms,
         models,
         quantized,
+        data_quality,
         training,
         fairness,
+        graphs,
     )
     for pair in module.pairs()
 }

@@ -12,6 +12,7 @@ from companion.data import Verse, WordVectors
 from companion.foundations.embeddings import Embeddings, FastTextEmbeddings
 from companion.foundations.embeddings import vocabulary as count_words
 from companion.foundations.language_models import ClosedVocabulary
+from companion.knowledge.entity_linking import CandidateIndex
 from companion.transformer.block import Decoder, TransformerConfig
 
 from .public import callables, numbers, parameters
@@ -97,7 +98,20 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ],
     ("subwords", "words"): [lambda f: f("where", buckets=7)],
     ("vocabulary", "tokens"): [lambda f: f("the cat", min_count=1)],
+    ("CandidateIndex.lookup", "mentions"): [lambda f: f(CandidateIndex({"a": {"b": 1.0}}), "a", 1)],
+    ("overlap_scores", "predicted"): [
+        lambda f: f([["O"]], "O"),
+        lambda f: f([["O"]], ["O"]),
+    ],
+    ("overlap_scores", "true"): [lambda f: f("O", [["O"]]), lambda f: f(["O"], [["O"]])],
+    ("span_f1", "predicted"): [lambda f: f([["O"]], "O"), lambda f: f([["O"]], ["O"])],
+    ("span_f1", "true"): [lambda f: f("O", [["O"]]), lambda f: f(["O"], [["O"]])],
+    ("spans", "tags"): [lambda f: f("O")],
+    ("tag_constraints", "tags"): [lambda f: f("O")],
+    ("tag_names", "labels"): [lambda f: f("PER")],
     ("page", "given"): [lambda f: f("eq:mean", {}, given="def:mean")],
+    ("hashed_ngrams", "texts"): [lambda f: f("the cat")],
+    ("near_duplicates", "texts"): [lambda f: f("the cat")],
 }
 #: Where one text is meant as well, and what it does.
 ALLOWED = {

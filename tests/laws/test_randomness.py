@@ -125,6 +125,19 @@ COIN = DerivedPredictor(
 )
 
 #: For each function what it draws, as a table of choices that do not depend on one another.
+FACTS = torch.tensor([[0, 1, 2], [3, 0, 8]])
+
+
+def named(module: nn.Module, *names: str) -> dict[str, Any]:
+    """Parameters of a module by their names."""
+    return {name: getattr(module, name) for name in names}
+
+
+def tables(module: nn.Module) -> dict[str, Any]:
+    """The two tables of a model of facts."""
+    return named(module, "entity", "relation")
+
+
 CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     "bootstrap": lambda f, g: {
         "tables": f(TABLE, lambda c: c.tp.double(), resamples=17, generator=g).resamples
@@ -133,8 +146,26 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     "DerivedPredictor.predict": lambda f, g: {
         "decisions": f(COIN, torch.zeros(29).double(), torch.zeros(29).long(), generator=g)
     },
+    "ComplEx": lambda f, g: tables(f(5, 3, dim=4, generator=g)),
+    "DistMult": lambda f, g: tables(f(5, 3, dim=4, generator=g)),
+    "GAT": lambda f, g: named(f(3, 2, heads=2, generator=g), "weight", "source", "target"),
+    "GCN": lambda f, g: named(f(3, 2, generator=g), "weight"),
+    "LinkModel": lambda f, g: tables(f(5, 3, dim=4, generator=g)),
+    "RGCN": lambda f, g: named(
+        f(3, 2, relations=3, bases=2, generator=g), "mixture", "weight", "root"
+    ),
+    "RotatE": lambda f, g: tables(f(5, 3, dim=4, generator=g)),
+    "TransE": lambda f, g: tables(f(5, 3, dim=4, generator=g)),
+    "corrupt_facts": lambda f, g: {
+        "sides": (f(FACTS, entities=9, count=23, generator=g) != FACTS[:, None])[..., 0],
+        "entities": f(FACTS, entities=9, count=23, generator=g).amax(-1),
+    },
     "DraftModel": lambda f, g: {"tokens": f(a_decoder(), generator=g).propose(SHORT, None, 4).ids},
     "Speculative.pick": lambda f, g: {"tokens": speculated(f, g)},
+    "dsir_resample": lambda f, g: {"texts": f(TABLES[23, 5][:, 0], 11, generator=g)},
+    "flip_labels": lambda f, g: {
+        "labels": f(torch.arange(5).repeat(9), torch.full((5, 5), 0.2), generator=g)
+    },
     "gumbel_top_k": lambda f, g: {"classes": f(TABLES[23, 5], 2, generator=g)},
     "rejection_accept": lambda f, g: {"kept": f(-TABLES[17, 17].abs(), 0.0, generator=g)},
     "speculative_draw": lambda f, g: {
