@@ -3,6 +3,7 @@
 from benchmarks._pair import Pair
 from benchmarks.pairs import (
     attention,
+    data_quality,
     embeddings,
     losses,
     models,
@@ -30,6 +31,7 @@ PAIRS: dict[str, Pair] = {
         norms,
         models,
         quantized,
+        data_quality,
         training,
     )
     for pair in module.pairs()

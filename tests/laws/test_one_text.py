@@ -105,6 +105,8 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("tag_constraints", "tags"): [lambda f: f("O")],
     ("tag_names", "labels"): [lambda f: f("PER")],
     ("page", "given"): [lambda f: f("eq:mean", {}, given="def:mean")],
+    ("hashed_ngrams", "texts"): [lambda f: f("the cat")],
+    ("near_duplicates", "texts"): [lambda f: f("the cat")],
 }
 #: Where one text is meant as well, and what it does.
 ALLOWED = {
