@@ -251,8 +251,26 @@ def test_where_nothing_is_allowed_there_is_no_path() -> None:
     best = el.viterbi(psi, never)
     assert best.tags.tolist() == [[-1, -1]]
     assert best.score.item() == NEVER
+    # There is no distribution, and so no marginal and no entropy; the sum has no slope.
+    assert el.crf_marginals(psi, never).tags.isnan().all()
+    assert el.crf_entropy(psi, never).isnan().all()
+    scores = psi.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(el.crf_log_partition(scores, never).sum(), scores)
+    assert (slope == 0).all()
     # One token has no transition.
     assert el.crf_log_partition(psi[:, :1], never).item() == pytest.approx(math.log(2))
+
+
+def test_a_tag_that_is_ruled_out_at_one_token_takes_nothing() -> None:
+    s = scores()
+    s["emissions"][:, 1, 2] = NEVER
+    s["emissions"].requires_grad_()
+    have = el.crf_log_partition(**s, real=REAL)
+    torch.testing.assert_close(have, brute(s), rtol=1e-13, atol=1e-12)
+    (slope,) = torch.autograd.grad(have.sum(), s["emissions"])
+    assert torch.isfinite(slope).all()
+    assert (slope[:, 1, 2] == 0).all()
+    assert torch.isfinite(el.crf_entropy(**s, real=REAL)).all()
 
 
 def test_half_precision_is_summed_in_float32() -> None:

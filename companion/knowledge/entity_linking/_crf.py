@@ -536,7 +536,8 @@ def crf_marginals(
         real: Where tokens are; everywhere if left out. The others are dropped.
 
     Returns:
-        Marginals of tags, and expected transitions: their gradients pass.
+        Marginals of tags, and expected transitions: their gradients pass. NaN in a row where every
+        path is forbidden, for there is no distribution.
 
     Raises:
         ValueError: As in :func:`crf_score`.
@@ -572,7 +573,7 @@ def crf_entropy(
         real: Where tokens are; everywhere if left out. The others are dropped.
 
     Returns:
-        Nats, from 0 to ``n log K``. Gradients pass.
+        Nats, from 0 to ``n log K``. Gradients pass. NaN where every path is forbidden.
 
     Raises:
         ValueError: As in :func:`crf_score`.
