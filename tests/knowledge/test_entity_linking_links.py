@@ -309,6 +309,24 @@ def test_knowbert_leaves_a_sentence_without_spans_alone() -> None:
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)
 
 
+def test_words_attend_to_all_spans_with_the_scale_of_the_entities() -> None:
+    layer = seeded(el.KnowBertLayer(5, 3, hidden=4))
+    words, spans = numbers(1, 4, 5), torch.zeros(1, 3, 4, dtype=torch.bool)
+    spans[0, 0, :2], spans[0, 1, 3:] = True, True  # the third one is padding
+    candidates, prior = numbers(1, 3, 2, 3, seed=1), numbers(1, 3, 2, seed=2).log_softmax(-1)
+    probs = layer.link_probs(words, spans, candidates, prior)
+    low = words[0] @ layer.down.weight.t() + layer.down.bias
+    rows = []
+    for m in range(2):
+        inside = low[spans[0, m]]
+        pooled = (inside @ layer.query).softmax(0) @ inside
+        rows.append(pooled + probs[0, m, :2] @ candidates[0, m])
+    knowledge = torch.stack(rows)
+    weights = (low @ knowledge.t() / math.sqrt(3)).softmax(1)
+    want = words[0] + weights @ knowledge @ layer.up.weight.t()
+    torch.testing.assert_close(layer(words, spans, candidates, prior)[0], want)
+
+
 def test_knowbert_starts_with_a_pseudo_inverse() -> None:
     layer = el.KnowBertLayer(7, 3)
     torch.testing.assert_close(layer.down.weight @ layer.up.weight, torch.eye(3), rtol=0, atol=1e-5)
