@@ -3,8 +3,11 @@
 from benchmarks._pair import Pair
 from benchmarks.pairs import (
     attention,
+    constraints,
     data_quality,
     embeddings,
+    fairness,
+    graphs,
     losses,
     models,
     multiscale,
@@ -31,8 +34,11 @@ PAIRS: dict[str, Pair] = {
         norms,
         models,
         quantized,
+        constraints,
         data_quality,
         training,
+        fairness,
+        graphs,
     )
     for pair in module.pairs()
 }

@@ -1,0 +1,114 @@
+"""Models, evaluator and losses beside PyKEEN, which takes seconds to import: all in one file."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from companion.data import knowledge_graph
+from companion.knowledge.knowledge_graphs import (
+    ComplEx,
+    DistMult,
+    KnownFacts,
+    LinkModel,
+    RotatE,
+    TransE,
+    filtered_ranks,
+    link_metrics,
+    self_adversarial_loss,
+)
+
+
+@pytest.fixture(scope="module")
+def peer() -> Any:
+    """PyKEEN's Nations with our numbers for entities and relations."""
+    from pykeen.triples import TriplesFactory
+
+    graph = knowledge_graph("nations")
+    entity = {name: number for number, name in enumerate(graph.entities)}
+    relation = {name: number for number, name in enumerate(graph.relations)}
+    made = [
+        TriplesFactory(
+            facts, entity_to_id=entity, relation_to_id=relation, create_inverse_triples=False
+        )
+        for facts in (graph.train, graph.valid, graph.test)
+    ]
+    return graph, made
+
+
+KINDS = [
+    ("TransE", TransE, {"embedding_dim": 10, "scoring_fct_norm": 1}, {"norm": 1}),
+    ("TransE", TransE, {"embedding_dim": 10, "scoring_fct_norm": 2}, {"norm": 2}),
+    ("DistMult", DistMult, {"embedding_dim": 10}, {}),
+    ("ComplEx", ComplEx, {"embedding_dim": 5}, {}),
+    ("RotatE", RotatE, {"embedding_dim": 5}, {"norm": 2}),
+]
+
+
+def copied(name: str, ours: LinkModel, factory: Any, settings: dict[str, Any]) -> Any:
+    """Their model with our numbers."""
+    import pykeen.models
+
+    theirs = getattr(pykeen.models, name)(triples_factory=factory, random_seed=0, **settings)
+    entity, relation = ours.entity.detach(), ours.relation.detach()
+    if name in ("ComplEx", "RotatE"):
+        entity = torch.complex(*entity.chunk(2, -1))
+    if name == "ComplEx":
+        relation = torch.complex(*relation.chunk(2, -1))
+    if name == "RotatE":
+        relation = torch.polar(torch.ones_like(relation), relation)
+    for table, values in (
+        (theirs.entity_representations[0], entity),
+        (theirs.relation_representations[0], relation),
+    ):
+        weight = table._embeddings.weight
+        with torch.no_grad():
+            flat = torch.view_as_real(values) if values.is_complex() else values
+            weight.copy_(flat.reshape(weight.shape))
+    return theirs.eval()
+
+
+@pytest.mark.parametrize(("name", "kind", "settings", "how"), KINDS)
+def test_scores_and_ranks_are_those_of_pykeen(
+    peer: Any, name: str, kind: Any, settings: dict[str, Any], how: dict[str, Any]
+) -> None:
+    from pykeen.evaluation import RankBasedEvaluator
+
+    graph, (train, valid, _) = peer
+    ours = kind(14, 55, dim=10, generator=torch.Generator().manual_seed(0), **how)
+    theirs = copied(name, ours, train, settings)
+    with torch.no_grad():
+        want = theirs.score_hrt(graph.test)[:, 0]
+        torch.testing.assert_close(ours(graph.test), want, rtol=1e-5, atol=1e-6)
+        tails = theirs.score_t(graph.test[:, :2])
+        have = ours.tails(graph.test[:, 0], graph.test[:, 1])
+        torch.testing.assert_close(have, tails, rtol=1e-5, atol=1e-6)
+        heads = theirs.score_h(graph.test[:, 1:])
+        have = ours.heads(graph.test[:, 1], graph.test[:, 2])
+        torch.testing.assert_close(have, heads, rtol=1e-5, atol=1e-6)
+    report = RankBasedEvaluator().evaluate(
+        theirs,
+        graph.test,
+        additional_filter_triples=[train.mapped_triples, valid.mapped_triples],
+        batch_size=32,
+        use_tqdm=False,
+    )
+    known = KnownFacts(torch.cat([graph.train, graph.valid, graph.test]), entities=14, relations=55)
+    ranks = filtered_ranks(ours, graph.test, known=known)
+    for rule in ("optimistic", "realistic", "pessimistic"):
+        got = link_metrics(ranks, ties=rule)
+        assert got.mrr == pytest.approx(report.get_metric(f"both.{rule}.mrr"), abs=1e-5)
+        assert got.hits_3 == pytest.approx(report.get_metric(f"both.{rule}.hits_at_3"), abs=1e-5)
+    index = report.get_metric("both.realistic.adjusted_arithmetic_mean_rank_index")
+    assert link_metrics(ranks).adjusted == pytest.approx(index, abs=1e-4)
+
+
+def test_the_adversarial_loss_is_that_of_pykeen() -> None:
+    from pykeen.losses import NSSALoss
+
+    g = torch.Generator().manual_seed(0)
+    true, wrong = -torch.rand(5, generator=g), -torch.rand(5, 3, generator=g)
+    theirs = NSSALoss(margin=0.7, adversarial_temperature=0.9, reduction="mean")
+    want = theirs.process_slcwa_scores(true[:, None], wrong)
+    have = self_adversarial_loss(true, wrong, margin=0.7, temperature=0.9)
+    torch.testing.assert_close(have, want)
