@@ -3,6 +3,7 @@
 from benchmarks._pair import Pair
 from benchmarks.pairs import (
     attention,
+    data_quality,
     embeddings,
     graphs,
     losses,
@@ -29,6 +30,7 @@ PAIRS: dict[str, Pair] = {
         norms,
         models,
         quantized,
+        data_quality,
         training,
         graphs,
     )

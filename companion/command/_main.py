@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from companion._console import guarded
-from companion.command import _generate, _quantize, _train
+from companion.command import _clean, _generate, _quantize, _train
 
 __all__ = ["main"]
 
-_COMMANDS = {"train": _train, "generate": _generate, "quantize": _quantize}
+_COMMANDS = {"clean": _clean, "train": _train, "generate": _generate, "quantize": _quantize}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="companion",
-        description="Train a language model on any text, let it write, and make it smaller.",
+        description="Clean texts, train a language model on them, let it write, make it smaller.",
         epilog="Set COMPANION_TRACEBACK=1 to see where in the code an error arose.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

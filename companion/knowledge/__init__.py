@@ -1,1 +1,1 @@
-"""Part VI: what models are fed: clean data, known things, other senses, and shifts to withstand."""
+"""Part VI: what models are fed: clean data, known things, other senses, other conditions."""

@@ -93,6 +93,8 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("subwords", "words"): [lambda f: f("where", buckets=7)],
     ("vocabulary", "tokens"): [lambda f: f("the cat", min_count=1)],
     ("page", "given"): [lambda f: f("eq:mean", {}, given="def:mean")],
+    ("hashed_ngrams", "texts"): [lambda f: f("the cat")],
+    ("near_duplicates", "texts"): [lambda f: f("the cat")],
 }
 #: Where one text is meant as well, and what it does.
 ALLOWED = {

@@ -147,6 +147,10 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     },
     "DraftModel": lambda f, g: {"tokens": f(a_decoder(), generator=g).propose(SHORT, None, 4).ids},
     "Speculative.pick": lambda f, g: {"tokens": speculated(f, g)},
+    "dsir_resample": lambda f, g: {"texts": f(TABLES[23, 5][:, 0], 11, generator=g)},
+    "flip_labels": lambda f, g: {
+        "labels": f(torch.arange(5).repeat(9), torch.full((5, 5), 0.2), generator=g)
+    },
     "gumbel_top_k": lambda f, g: {"classes": f(TABLES[23, 5], 2, generator=g)},
     "rejection_accept": lambda f, g: {"kept": f(-TABLES[17, 17].abs(), 0.0, generator=g)},
     "speculative_draw": lambda f, g: {
