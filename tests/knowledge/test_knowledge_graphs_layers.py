@@ -218,6 +218,14 @@ def test_energy_is_the_quadratic_form_and_smoothing_lowers_it() -> None:
     assert energies == sorted(energies, reverse=True)
 
 
+def test_energy_counts_one_loop_a_node_however_many_stand_there() -> None:
+    h, edges = numbers(7, 3), drawn(7, 11, loops=False)
+    edges = torch.cat([edges, edges.flip(0)], 1).unique(dim=1)
+    some = torch.tensor([[0, 5], [0, 5]])
+    want = dirichlet_energy(h, edges)
+    torch.testing.assert_close(dirichlet_energy(h, torch.cat([edges, some], 1)), want)
+
+
 def test_colors_tell_apart_what_networkx_hashes_differently() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # networkx says that its hashes changed in a version
@@ -285,6 +293,19 @@ def test_the_marginal_is_a_mixture_and_its_posterior_weighs_gradients() -> None:
     (slope,) = torch.autograd.grad(got[:, 4].sum(), y)
     posterior = retrieval_posterior(z, y[..., 4].detach())
     torch.testing.assert_close(slope[..., 4], posterior)
+
+
+def test_probabilities_of_texts_may_be_rounded_but_not_left_as_scores() -> None:
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        z = numbers(300).log_softmax(-1).to(dtype)
+        posterior = retrieval_posterior(z, torch.zeros_like(z))
+        torch.testing.assert_close(posterior.double(), z.double().softmax(-1), rtol=0.02, atol=0)
+        with pytest.raises(ValueError, match="apply log_softmax"):
+            retrieval_posterior(z + 0.2, torch.zeros_like(z))
+    nothing = fact_share(
+        torch.zeros(1, 2), torch.zeros(3, 2), torch.zeros(1, 2), mask=torch.zeros(1, 3).bool()
+    )
+    assert nothing.tolist() == [1.0]
 
 
 def test_layers_run_without_numbers() -> None:
