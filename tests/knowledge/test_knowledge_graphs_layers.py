@@ -248,6 +248,23 @@ def test_colors_tell_apart_what_networkx_hashes_differently() -> None:
     assert not wl_same(ring(6), ring(7), nodes=(6, 7))
 
 
+def test_graphs_that_differ_only_far_away_need_many_rounds() -> None:
+    def path_with_a_leaf(place: int) -> Tensor:  # at a node of a path of nine; the leaf is node 9
+        there = torch.tensor([[k, k + 1] for k in range(8)] + [[place, 9]]).T
+        return torch.cat([there, there.flip(0)], 1)
+
+    first, second = path_with_a_leaf(3), path_with_a_leaf(4)
+    both = torch.cat([first, second + 10], 1)
+    counts = []
+    for colors in wl_colors(both, nodes=20, rounds=6):
+        counts.append([sorted(half.tolist()) for half in colors.split(10)])
+    equal = [one == other for one, other in counts]
+    assert equal[:3] == [True] * 3
+    assert not any(equal[4:])
+    assert not wl_same(first, second, nodes=(10, 10))
+    assert wl_same(first, path_with_a_leaf(5), nodes=(10, 10))  # the same, read from the other end
+
+
 def test_colors_stay_small_and_refine() -> None:
     history = wl_colors(PATH, nodes=3, rounds=40)
     assert history.shape == (41, 3)

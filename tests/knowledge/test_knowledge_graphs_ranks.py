@@ -221,6 +221,9 @@ def test_hits_and_means_by_hand() -> None:
     assert (got.hits_1, got.hits_3, got.hits_10) == pytest.approx((1 / 3, 1 / 3, 2 / 3))
     assert got.mean_rank == pytest.approx(16 / 3)
     assert got.adjusted == pytest.approx(1 - 13 / 14)
+    each = torch.arange(13)  # ranks from 1 to 13, so that each bound is met
+    hits = link_metrics(Ranks(each, torch.zeros_like(each), torch.full_like(each, 17)))
+    assert (hits.hits_1, hits.hits_3, hits.hits_10) == pytest.approx((1 / 13, 3 / 13, 10 / 13))
 
 
 def test_inputs_stay_and_gradients_are_not_kept() -> None:
