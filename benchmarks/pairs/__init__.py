@@ -3,8 +3,10 @@
 from benchmarks._pair import Pair
 from benchmarks.pairs import (
     attention,
+    constraints,
     data_quality,
     embeddings,
+    fairness,
     graphs,
     losses,
     models,
@@ -12,6 +14,7 @@ from benchmarks.pairs import (
     norms,
     optimizers,
     quantized,
+    tagging,
     tokenization,
     training,
 )
@@ -23,6 +26,7 @@ PAIRS: dict[str, Pair] = {
     for module in (
         embeddings,
         tokenization,
+        tagging,
         losses,
         optimizers,
         attention,
@@ -30,8 +34,10 @@ PAIRS: dict[str, Pair] = {
         norms,
         models,
         quantized,
+        constraints,
         data_quality,
         training,
+        fairness,
         graphs,
     )
     for pair in module.pairs()

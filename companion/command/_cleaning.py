@@ -6,8 +6,8 @@ already is not done again; so a run that was stopped goes on where it was. What 
 the documents alone: shards are cut before any worker starts, and the decisions between documents
 are made in their order.
 
-Memory: a worker holds one shard, or one document if that is larger. The main process holds some 24
-bytes for each document and 16 for each pair of candidates, and no text.
+Memory: a worker holds one shard, or one document if that is larger. The main process holds numbers
+for each document, some 200 bytes, and for each pair of candidates, and no text.
 """
 
 import hashlib

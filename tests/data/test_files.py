@@ -16,6 +16,8 @@ from companion.data import __main__ as command_line
 from companion.data import _files, _registry
 
 ROOT = Path(__file__).parents[2]
+#: What comes from PyPI. A package of the system is optional, and has tests of its own.
+WHEELED = sorted(name for name, entry in data.data_sets().items() if not entry.wheel.system)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +62,7 @@ def test_loading_never_imports_a_data_package() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", sorted(data.data_sets()))
+@pytest.mark.parametrize("name", WHEELED)
 def test_every_pinned_file_has_the_pinned_digest(name: str) -> None:
     for file in data.data_set(name).files:
         content = data.locate(name, file.path).read_bytes()
@@ -90,14 +92,18 @@ def test_requirements_pin_the_registry_versions_by_hash() -> None:
     )
     lines = [line for line in text.splitlines() if line and not line.startswith(("#", " "))]
     assert len(pinned) == len(lines)
-    wheels = {w.name: w.version for w in _registry.wheels().values() if "scikit" not in w.name}
+    wheels = {
+        w.name: w.version
+        for w in _registry.wheels().values()
+        if "scikit" not in w.name and not w.system
+    }
     assert pinned == wheels
     for name, version in wheels.items():
         assert importlib.metadata.version(name) == version
 
 
 def test_every_file_belongs_to_the_wheel_that_is_named() -> None:
-    for entry in data.data_sets().values():
+    for entry in map(data.data_set, WHEELED):
         recorded = {str(path) for path in importlib.metadata.files(entry.wheel.name) or ()}
         for file in entry.files:
             assert f"{entry.wheel.package}/{file.path}" in recorded
@@ -261,11 +267,14 @@ def test_list_shows_every_set_with_license_citation_and_state(
     assert command_line.main(["list"]) == 0
     printed = capsys.readouterr().out
     for entry in data.data_sets().values():
-        assert f"{entry.name}: {entry.title} [present" in printed
+        state = "[present" if data.is_present(entry.name) else "[MISSING"
+        assert data.is_present(entry.name) or entry.wheel.system
+        assert f"{entry.name}: {entry.title} {state}" in printed
         assert entry.license in printed
         assert entry.citation in printed
         assert entry.warning in printed
-    assert "0 missing." in printed
+    optional = [s for s in data.data_sets() if not data.is_present(s)]
+    assert f"{len(optional)} missing." in printed
     assert command_line.main(["list", "--directory", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "[present" not in printed

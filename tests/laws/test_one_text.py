@@ -12,6 +12,7 @@ from companion.data import Verse, WordVectors
 from companion.foundations.embeddings import Embeddings, FastTextEmbeddings
 from companion.foundations.embeddings import vocabulary as count_words
 from companion.foundations.language_models import ClosedVocabulary
+from companion.knowledge.entity_linking import CandidateIndex
 from companion.transformer.block import Decoder, TransformerConfig
 
 from .public import callables, numbers, parameters
@@ -78,10 +79,16 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("corpus", "documents"): [lambda f: f(["the cat"] * 5), lambda f: f("the cat", min_count=1)],
     ("emoji_images", "languages"): [lambda f: f(languages="en")],
     ("encode", "tokens"): [lambda f: f("ab", count_words(["a", "b"], min_count=1))],
+    ("few_shot", "shots"): [lambda f: f("ab", "c")],
     ("evaluate_analogies", "questions"): [lambda f: f(TABLE, ["abca"]), lambda f: f(TABLE, "abca")],
     ("evaluate_word_pairs", "first"): [lambda f: f(TABLE, "abc", ["b", "c", "a"], SCORE)],
     ("evaluate_word_pairs", "second"): [lambda f: f(TABLE, ["b", "c", "a"], "abc", SCORE)],
+    ("group_ids", "columns"): [lambda f: f("abc"), lambda f: f(["a", "b"], "ab")],
     ("input_hessian", "targets"): [lambda f: f(small_decoder(), "down").__enter__()],
+    ("part_log_probs", "texts"): [
+        lambda f: f(bare("TextDecoder"), "the cat"),
+        lambda f: f(bare("TextDecoder"), ["the cat"]),
+    ],
     ("prune_", "targets"): [lambda f: f(small_decoder(), [], targets="down")],
     ("replace_linears", "targets"): [
         lambda f: f(torch.nn.Sequential(torch.nn.Linear(2, 3)), "query", lambda m, p: m)
@@ -92,6 +99,17 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ],
     ("subwords", "words"): [lambda f: f("where", buckets=7)],
     ("vocabulary", "tokens"): [lambda f: f("the cat", min_count=1)],
+    ("CandidateIndex.lookup", "mentions"): [lambda f: f(CandidateIndex({"a": {"b": 1.0}}), "a", 1)],
+    ("overlap_scores", "predicted"): [
+        lambda f: f([["O"]], "O"),
+        lambda f: f([["O"]], ["O"]),
+    ],
+    ("overlap_scores", "true"): [lambda f: f("O", [["O"]]), lambda f: f(["O"], [["O"]])],
+    ("span_f1", "predicted"): [lambda f: f([["O"]], "O"), lambda f: f([["O"]], ["O"])],
+    ("span_f1", "true"): [lambda f: f("O", [["O"]]), lambda f: f(["O"], [["O"]])],
+    ("spans", "tags"): [lambda f: f("O")],
+    ("tag_constraints", "tags"): [lambda f: f("O")],
+    ("tag_names", "labels"): [lambda f: f("PER")],
     ("page", "given"): [lambda f: f("eq:mean", {}, given="def:mean")],
     ("hashed_ngrams", "texts"): [lambda f: f("the cat")],
     ("near_duplicates", "texts"): [lambda f: f("the cat")],
