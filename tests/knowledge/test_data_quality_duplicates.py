@@ -361,3 +361,9 @@ def test_inputs_stay_as_they_were(g: torch.Generator) -> None:
     assert torch.equal(a, before)
     assert torch.equal(signatures, held)
     assert pairs.tolist() == [[1, 2], [0, 2]]
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.1, torch.nan])
+def test_a_similarity_is_a_share(bad: float, own_checks) -> None:
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        dq.lsh_probability(torch.tensor([bad, 0.5]), bands=3, rows=2)
