@@ -7,7 +7,7 @@ the documents alone: shards are cut before any worker starts, and the decisions 
 are made in their order.
 
 Memory: a worker holds one shard, or one document if that is larger. The main process holds numbers
-for each document, some 200 bytes, and for each pair of candidates, and no text.
+for each document, a few hundred bytes, and for each pair of candidates, and no text.
 """
 
 import hashlib

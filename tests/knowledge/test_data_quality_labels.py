@@ -348,3 +348,9 @@ def test_a_noise_matrix_with_holes_is_refused(own_checks) -> None:
     holes = torch.full((3, 3), torch.nan)
     with pytest.raises(ValueError, match="must be a law"):
         dq.forward_cross_entropy(torch.zeros(1, 3), torch.tensor([0]), holes)
+
+
+def test_a_threshold_that_is_just_met_is_met() -> None:
+    # The only example of a class has the class's mean for its own probability.
+    probs = torch.tensor([[0.6, 0.4], [0.3, 0.7]])
+    assert dq.confident_joint(probs, torch.tensor([0, 1])).counts.tolist() == [[1, 0], [0, 1]]
