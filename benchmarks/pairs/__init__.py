@@ -3,8 +3,10 @@
 from benchmarks._pair import Pair
 from benchmarks.pairs import (
     attention,
+    constraints,
     data_quality,
     embeddings,
+    fairness,
     graphs,
     losses,
     models,
@@ -32,8 +34,10 @@ PAIRS: dict[str, Pair] = {
         norms,
         models,
         quantized,
+        constraints,
         data_quality,
         training,
+        fairness,
         graphs,
     )
     for pair in module.pairs()

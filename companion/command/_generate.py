@@ -1,10 +1,11 @@
 """``companion generate``: write on with a trained model."""
 
 import argparse
+import json
 import sys
 
 from companion._console import write
-from companion.command._options import count, device_name, number, path_of, plain
+from companion.command._options import Schema, count, device_name, number, path_of, plain
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -29,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--typical", type=float, help="draw among the most typical that hold this probability")
     add("--repetition-penalty", type=float, help="above 1: make what was said less likely")
     add("--no-repeat-ngram", type=int, help="write no n tokens that stand in the text already")
+    add("--regex", metavar="R", help="write a text that this regular expression matches")
+    add("--json-schema", metavar="FILE", help="write a value that this JSON schema describes")
     add("--stream", action="store_true", help="print each piece as soon as it is written")
     add("--seed", type=int, default=0, help="of the draws")
     add("--device", help="cpu, cuda or mps; by default the best of this machine")
@@ -50,6 +53,7 @@ def run(chosen: argparse.Namespace) -> None:
     count("seed", chosen.seed, low=0, high=2**63 - 1)
     steps = _steps(chosen)
     device_name(chosen.device)
+    demand = _demand(chosen)
     if not (out / "config.json").is_file():
         begun = (out / "run" / "settings.json").is_file()
         why = "its training is not finished" if begun else "give a folder that train has written"
@@ -68,9 +72,29 @@ def run(chosen: argparse.Namespace) -> None:
         seed=chosen.seed,
         device=resolve_device(chosen.device),
         steps=steps,
+        demand=demand,
         stream=say if chosen.stream else None,
     )
     write("" if chosen.stream else text)
+
+
+def _demand(chosen: argparse.Namespace) -> str | Schema | None:
+    """What the text has to obey: an expression or a schema."""
+    if chosen.regex is not None and chosen.json_schema is not None:
+        raise ValueError("give --regex or --json-schema, not both")
+    if chosen.regex is None and chosen.json_schema is None:
+        return None
+    if chosen.no_repeat_ngram is not None:
+        raise ValueError("--no-repeat-ngram may forbid what the constraint demands: leave it out")
+    if chosen.regex is not None:
+        return plain("--regex", chosen.regex)
+    path = path_of(plain("--json-schema", chosen.json_schema), name="the schema")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: give one that holds a JSON schema")
+    try:
+        return Schema(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
 
 
 def _steps(chosen: argparse.Namespace) -> dict[str, float]:

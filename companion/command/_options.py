@@ -2,12 +2,30 @@
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LARGEST", "count", "device_name", "interval", "number", "path_of", "plain", "read_text"]
+__all__ = [
+    "LARGEST",
+    "Schema",
+    "count",
+    "device_name",
+    "interval",
+    "number",
+    "path_of",
+    "plain",
+    "read_text",
+]
 
 #: No count of anything is larger: it would not fit into the memory of any machine.
 LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A JSON schema, as ``json.loads`` gives it."""
+
+    value: object
 
 
 def count(name: str, value: int, *, low: int = 1, high: int = LARGEST) -> int:

@@ -120,6 +120,46 @@ def test_generate_continues_a_prompt(trained, capsys):
     assert len(write("--tokens", "150")) > 100  # without a prompt, and beyond the context
 
 
+def test_generate_obeys_an_expression_and_a_schema(trained, tmp_path, capsys):
+    words = ("--prompt", "Born: ", "--tokens", "60", "--device", "cpu")
+    date = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    for more in (("--temperature", "0"), ("--top-p", "0.9", "--stream"), ("--seed", "3")):
+        assert main(["generate", str(trained), *words, "--regex", date, *more]) == 0
+        assert re.fullmatch(f"Born: {date}", capsys.readouterr().out.strip())
+    members = {"name": {"type": "string", "maxLength": 9}, "old": {"type": "boolean"}}
+    flat = {"type": "object", "properties": members, "required": ["name", "old"]}
+    tree = {"type": "array", "items": {"$ref": "#"}, "maxItems": 3}
+    for number, schema in enumerate((flat, tree, True)):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(schema))
+        for seed in "12":
+            told = ["--json-schema", str(path), "--tokens", "70", "--seed", seed]
+            assert main(["generate", str(trained), "--prompt", "A:", "--device", "cpu", *told]) == 0
+            value = json.loads(capsys.readouterr().out.strip()[2:])
+            if number == 0:
+                assert isinstance(value["name"], str)
+                assert value["old"] in (True, False)
+                assert len(value["name"]) <= 9
+            elif number == 1:
+                assert isinstance(value, list)
+
+
+def test_a_constraint_that_cannot_be_met_is_refused_before_the_first_token(
+    trained, tmp_path, capsys
+):
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "integer", "minimum": 3}')
+    words = ("generate", trained, "--device", "cpu")
+    assert "'minimum' is not supported" in refused(capsys, *words, "--json-schema", path)
+    path.write_text("{")
+    assert "is not JSON" in refused(capsys, *words, "--json-schema", path)
+    assert "there is no file" in refused(capsys, *words, "--json-schema", tmp_path / "none")
+    assert "not both" in refused(capsys, *words, "--json-schema", path, "--regex", "a")
+    assert "is not closed" in refused(capsys, *words, "--regex", "(a")
+    assert "at most 4 tokens" in refused(capsys, *words, "--regex", "[0-9]{40}", "--tokens", 4)
+    assert "--no-repeat-ngram" in refused(capsys, *words, "--regex", "a", "--no-repeat-ngram", 2)
+
+
 def test_generate_takes_samplers_and_streams(trained, capsys):
     def write(*more):
         words = ["--prompt", "First Citizen:", "--tokens", "40", "--seed", "3"]

@@ -19,12 +19,14 @@ from companion.efficiency.sparsity import HardConcrete
 from companion.foundations.embeddings import Schedule, corpus
 from companion.foundations.embeddings import vocabulary as count_words
 from companion.foundations.language_models import NPLMConfig
+from companion.generation.control import TokenIndex, Vocabulary
 from companion.generation.decoding import PromptLookup, Speculative
 from companion.models import History, generate
 from companion.pretraining.denoising import Tokens
 from companion.pretraining.masked import sentence_boundaries
 from companion.transformer.block import Decoder, TransformerConfig
 from companion.transformer.multi_head import MultiHeadAttention
+from companion.trust.fairness import Acceptance, Cells, DerivedPredictor
 
 from .public import callables, numbers, parameters, plain
 
@@ -100,6 +102,14 @@ def speculated(pick: Any, g: G) -> Tensor:
     return generate(fast, SHORT, tokens=7, pick=pick(fast, generator=g))
 
 
+def sampled_exactly(f: Any, g: G) -> Tensor:
+    words = Vocabulary([b"", *[bytes([97 + k]) for k in range(10)]])
+    index = TokenIndex.from_regex("[a-j]{1,3}", words, stop=[0])
+    made = f(a_decoder(), SHORT[:1], index, tokens=4, count=7, stop=[0], generator=g)
+    texts: Tensor = made.ids
+    return texts
+
+
 def quadratic(parameter: Tensor) -> Callable[[], Tensor]:
     return lambda: (torch.tensor([1.0, 3.0, 2.0]) * parameter**2).sum() / 2
 
@@ -116,6 +126,13 @@ IDS = torch.arange(20, 96).view(4, 19)
 SHORT = torch.arange(15).view(5, 3) % 11
 SYMMETRIC = (TABLES[17, 17] + TABLES[17, 17].T).abs()
 
+TABLE = Cells(*torch.tensor([[60, 50], [10, 20], [20, 30], [30, 20]]))
+HALF = torch.tensor([[0.5]]).double()
+COIN = DerivedPredictor(
+    levels=torch.zeros(1).double(),
+    best=Acceptance(accept=HALF, gain=0.0, tpr=HALF[0], fpr=HALF[0], selection=HALF[0]),
+)
+
 #: For each function what it draws, as a table of choices that do not depend on one another.
 FACTS = torch.tensor([[0, 1, 2], [3, 0, 8]])
 
@@ -131,6 +148,13 @@ def tables(module: nn.Module) -> dict[str, Any]:
 
 
 CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
+    "bootstrap": lambda f, g: {
+        "tables": f(TABLE, lambda c: c.tp.double(), resamples=17, generator=g).resamples
+    },
+    "null_gaps": lambda f, g: {"gaps": f(torch.tensor([50, 70]), 0.4, draws=17, generator=g)},
+    "DerivedPredictor.predict": lambda f, g: {
+        "decisions": f(COIN, torch.zeros(29).double(), torch.zeros(29).long(), generator=g)
+    },
     "ComplEx": lambda f, g: tables(f(5, 3, dim=4, generator=g)),
     "DistMult": lambda f, g: tables(f(5, 3, dim=4, generator=g)),
     "GAT": lambda f, g: named(f(3, 2, heads=2, generator=g), "weight", "source", "target"),
@@ -202,6 +226,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     ),
     "document_rotation": lambda f, g: {"start": f(ROWS, generator=g)},
     "draw": lambda f, g: {"classes": f(TABLES[23, 5], generator=g)},
+    "exact_sample": lambda f, g: {"texts": sampled_exactly(f, g)},
     "dropout": lambda f, g: {"mask": f(torch.ones(3, 17), p=0.5, generator=g)},
     "dropout_mask": lambda f, g: {"mask": f((3, 17), p=0.5, generator=g)},
     "stochastic_round": lambda f, g: {"rounded": f(torch.full((3, 17), 0.5), generator=g)},
