@@ -380,3 +380,10 @@ def test_a_pair_just_at_the_threshold_is_a_pair() -> None:
     found = dq.near_duplicates(texts, threshold=0.5, n=1, bands=128, rows=1)
     assert found.similarity.tolist() == [0.5]
     assert found.of.tolist() == [-1, 0]
+
+
+def test_multipliers_are_odd_so_that_each_hash_is_a_permutation() -> None:
+    from companion.knowledge.data_quality._minhash import _family
+
+    factor, _ = _family(512, 1, torch.device("cpu"))
+    assert bool((factor % 2 != 0).all())
