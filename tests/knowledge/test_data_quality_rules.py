@@ -266,3 +266,8 @@ def test_c4_wants_five_words_a_line() -> None:
     assert dq.c4_lines("Just four words here.\nAnd these here are five.") == (
         "And these here are five."
     )
+
+
+def test_what_is_added_to_each_bucket_is_what_was_asked_for() -> None:
+    found = dq.ngram_log_probs(torch.tensor([[1.0, 0.0]]), add=0.5).exp()
+    assert torch.allclose(found, torch.tensor([0.75, 0.25], dtype=torch.float64))
