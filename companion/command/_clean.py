@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -22,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.description = (
         "Read the .txt files of a folder, each a document, and its .jsonl files, each line a "
-        "document. Write those worth keeping, each once, to OUT/documents as they came, and to "
-        "OUT/report.jsonl a line about each other one. A run that was stopped goes on when the "
-        "same command is given again."
+        "document; hidden files and links to folders are passed over. Write those worth keeping, "
+        "each once, to OUT/documents as they came, and to OUT/report.jsonl a line about each other "
+        "one. A run that was stopped goes on when the same command is given again."
     )
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="folder of the texts, with the folders in it")
@@ -75,7 +76,7 @@ def run(chosen: argparse.Namespace) -> None:
             f"--rules takes some of {', '.join(_RULES[:-1])}, or none, got {chosen.rules!r}"
         )
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder")
+        raise ValueError(f"{folder} is no folder: FOLDER is where the texts lie")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: --out is a folder")
 
@@ -94,7 +95,10 @@ def run(chosen: argparse.Namespace) -> None:
         shard_bytes=max(1, round(chosen.shard_mb * (1 << 20))),
     )
     if settings.threshold > 0:
-        choose_bands(settings.threshold, k=settings.hashes, recall=settings.recall)
+        try:
+            choose_bands(settings.threshold, k=settings.hashes, recall=settings.recall)
+        except ValueError as error:
+            raise ValueError(f"{error} (by --hashes or --recall)") from None
     with ExitStack() as opened:
         apply: Callable[..., Iterable[Any]] = map
         if chosen.workers > 1:
@@ -107,7 +111,13 @@ def run(chosen: argparse.Namespace) -> None:
             )
             opened.callback(pool.shutdown, cancel_futures=True)
             apply = pool.map
-        found = clean_folder(folder, out, settings=settings, map=apply, note=write)
+        try:
+            found = clean_folder(folder, out, settings=settings, map=apply, note=write)
+        except BrokenExecutor:
+            raise ValueError(
+                "a worker was ended from outside, perhaps for want of memory: give the same "
+                "command again, with fewer --workers if you like; it goes on where it was"
+            ) from None
     write(f"{found.documents:,} documents, {found.bytes_in:,} bytes")
     for reason, many in found.dropped.items():
         write(f"{many:,} dropped: {reason}")

@@ -7,11 +7,13 @@ the documents alone: shards are cut before any worker starts, and the decisions 
 are made in their order.
 
 Memory: a worker holds one shard, or one document if that is larger. The main process holds numbers
-for each document, some 200 bytes, and for each pair of candidates, and no text.
+for each document, a few hundred bytes, and for each pair of candidates, and no text.
 """
 
 import hashlib
+import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -109,7 +111,7 @@ class _Piece:
 
     @property
     def lines(self) -> bool:
-        return self.path.endswith(".jsonl")
+        return self.path.lower().endswith(".jsonl")
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,9 @@ def clean_folder(
     """
     settings = settings or Settings()
     work = out / WORK
-    tasks = _begin(folder, out, settings)
+    tasks = _begin(folder, out, settings, note)
     if (out / "summary.json").is_file():
-        note("all is done already")
+        note("all is done already: to do it once more, delete --out")
         return Summary(**json.loads((out / "summary.json").read_text(encoding="utf-8")))
     for kind in ("facts", "pairs", "fates", "written"):
         (work / kind).mkdir(exist_ok=True)
@@ -168,28 +170,57 @@ def clean_folder(
     _judge(tasks, facts, settings, work, map, note)
     names = _Names(tasks, facts)
     todo = []
+    _, resembled, _ = _fates(work)
     for task, first in zip(tasks, names.first, strict=True):
         if not (task.file("written") / "done.json").is_file():
-            of = _fates(work)[1][first : first + names.counts[task.index]]
+            of = resembled[first : first + names.counts[task.index]]
             todo.append((task, first, {int(i): names(int(i)) for i in of if i >= 0}))
     _all(map, _write, todo, note, "written")
     return _finish(tasks, out, settings)
 
 
-def _begin(folder: Path, out: Path, settings: Settings) -> list[_Task]:
+def _files(folder: Path, note: Callable[[str], object]) -> list[Path]:
+    """What is to be read, in order; says how much is passed over."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(
+            f"the folder {error.filename} cannot be read ({error.strerror}): give yourself the "
+            f"right to, or move it out of {folder}"
+        )
+
+    found: list[Path] = []
+    others = linked = 0
+    for root, inner, files in os.walk(folder, onerror=refuse):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        linked += sum((Path(root) / name).is_symlink() for name in inner)
+        for name in files:
+            path = Path(root) / name
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() in (".txt", ".jsonl") and path.is_file():
+                found.append(path)
+            else:
+                others += 1
+    if not found:
+        raise ValueError(
+            f"{folder} holds no .txt or .jsonl file"
+            + (f", and {others} of other kinds: unpack or convert them first" if others else "")
+        )
+    if others:
+        note(f"passed over, since only .txt and .jsonl files are read: {others:,} of other kinds")
+    if linked:
+        note(f"passed over, since links to folders are not followed: {linked:,}")
+    return sorted(found)
+
+
+def _begin(
+    folder: Path, out: Path, settings: Settings, note: Callable[[str], object]
+) -> list[_Task]:
     """Cut the shards, or take those of the run that is being gone on with."""
     inside, own = folder.resolve(), out.resolve()
     if inside == own or own in inside.parents or inside in own.parents:
         raise ValueError(f"{out} and {folder} lie in each other: choose another --out")
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix in (".txt", ".jsonl")
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
-    if not files:
-        raise ValueError(f"{folder} holds no .txt or .jsonl file")
+    files = _files(folder, note)
     named = [
         (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
         for path in files
@@ -201,6 +232,10 @@ def _begin(folder: Path, out: Path, settings: Settings) -> list[_Task]:
     work = out / WORK
     if (work / "settings.json").is_file():
         before = json.loads((work / "settings.json").read_text(encoding="utf-8"))
+        if described["settings"] == before["settings"] | {"skip_bad": True}:
+            # What was read without an error is the same when errors are passed over.
+            before["settings"] = described["settings"]
+            write_atomically(work / "settings.json", json.dumps(before))
         for what, word in (("settings", "other settings"), ("files", "another input")):
             if before[what] != described[what]:
                 raise ValueError(f"{out} is of a run with {word}: delete it, or choose another one")
@@ -226,11 +261,16 @@ def _begin(folder: Path, out: Path, settings: Settings) -> list[_Task]:
 
 
 def _pieces(folder: Path, name: str, size: int, most: int) -> Iterator[_Piece]:
-    if not name.endswith(".jsonl"):
+    if not _Piece(name, 0, size).lines:
         yield _Piece(name, 0, size)
         return
     start = 0
-    with (folder / name).open("rb") as file:
+    try:
+        file = (folder / name).open("rb")
+    except OSError:  # whoever reads the piece says so
+        yield _Piece(name, 0, size)
+        return
+    with file:
         while start < size:
             file.seek(min(start + most, size) - 1)
             file.readline()  # up to the end of the line that lies on the border
@@ -265,16 +305,20 @@ class _Document:
 def _documents(task: _Task) -> Iterator[_Document]:
     for number, piece in enumerate(task.pieces):
         path = Path(task.folder) / piece.path
-        with path.open("rb") as file:
-            file.seek(piece.start)
-            content = file.read(piece.stop - piece.start)
+        try:
+            with path.open("rb") as file:
+                file.seek(piece.start)
+                content = file.read(piece.stop - piece.start)
+        except OSError as error:
+            yield _Document(b"", None, 0, number, error.strerror or str(error))
+            continue
         if len(content) != piece.stop - piece.start:
             raise ValueError(f"{path} has changed since the run began: delete --out, begin anew")
         if not piece.lines:
             text, wrong = _decoded(content)
             yield _Document(content, text, 0, number, wrong)
             continue
-        for line, raw in enumerate(content.splitlines(keepends=True)):
+        for line, raw in enumerate(io.BytesIO(content)):  # a line ends with a line feed alone
             if raw.strip():
                 text, wrong = _from_json(raw, task.settings.key)
                 yield _Document(raw, text, line, number, wrong)
@@ -318,10 +362,10 @@ def _measure(task: _Task) -> None:
         if text is None:
             if not settings.skip_bad:
                 where = task.pieces[document.piece]
-                place = f", byte {where.start} and on, line {document.line + 1}"
+                line = document.line + _line_feeds(Path(task.folder) / where.path, 0, where.start)
                 raise ValueError(
-                    f"{where.path}{place if where.lines else ''} cannot be read: {document.wrong}; "
-                    "mend it, or drop such documents with --skip-bad"
+                    f"{_name(where, line)} cannot be read: {document.wrong}; mend it and delete "
+                    "--out, or give the same command with --skip-bad to drop such documents"
                 )
             failed[here] = document.wrong
         else:
@@ -393,7 +437,7 @@ def _judge(
     note: Callable[[str], object],
 ) -> None:
     """Decide about every document, and leave the decisions on disk."""
-    if (work / "judged.json").is_file():
+    if (work / "fates" / "judged.json").is_file():
         return
     fates = np.concatenate([np.array(f("fates")) for f in facts])
     of = np.full(len(fates), -1, dtype=np.int64)
@@ -428,7 +472,7 @@ def _judge(
             similarity[item] = exact[(int(kept[item]), int(item))]
     for name, values in (("fates", fates), ("of", of), ("similarity", similarity)):
         write_atomically(work / "fates" / f"{name}.npy", _saving(values))
-    write_atomically(work / "judged.json", "{}")
+    write_atomically(work / "fates" / "judged.json", "{}")
 
 
 def _saving(values: NDArray[Any]) -> Callable[[Path], None]:
@@ -440,10 +484,8 @@ def _saving(values: NDArray[Any]) -> Callable[[Path], None]:
 
 
 def _fates(work: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    fates, of, similarity = (
-        np.load(work / "fates" / f"{name}.npy") for name in ("fates", "of", "similarity")
-    )
-    return fates, of, similarity
+    on_disk = _Facts(work / "fates")
+    return on_disk("fates"), on_disk("of"), on_disk("similarity")
 
 
 def _candidates(facts: list[_Facts], alive: Tensor) -> NDArray[np.int64]:
@@ -496,12 +538,7 @@ class _Names:
     def _count(self, folder: Path, piece: _Piece) -> None:
         """How many lines of its file come before a piece."""
         before = self._lines.setdefault((piece.path, piece.start), 0)
-        with (folder / piece.path).open("rb") as file:
-            file.seek(piece.start)
-            left, lines = piece.stop - piece.start, 0
-            while left > 0 and (block := file.read(min(left, 1 << 20))):
-                left -= len(block)
-                lines += block.count(b"\n")
+        lines = _line_feeds(folder / piece.path, piece.start, piece.stop)
         self._lines[(piece.path, piece.stop)] = before + lines
 
     def before(self, task: _Task) -> list[int]:
@@ -515,6 +552,20 @@ class _Names:
         piece, line = self.facts[shard]("places")[item - self.first[shard]]
         where = task.pieces[int(piece)]
         return _name(where, int(line) + self._lines.get((where.path, where.start), 0))
+
+
+def _line_feeds(path: Path, start: int, stop: int) -> int:
+    """How many lines end in a part of a file; none in one that cannot be read."""
+    lines = 0
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            while start < stop and (block := file.read(min(stop - start, 1 << 20))):
+                start += len(block)
+                lines += block.count(b"\n")
+    except OSError:
+        return 0
+    return lines
 
 
 def _name(piece: _Piece, line: int) -> str:
@@ -560,9 +611,18 @@ def _write(job: tuple[_Task, int, dict[int, str]]) -> None:
         lines.append(json.dumps(told, ensure_ascii=False))
     for number, kept in parts.items():
         (folder / f"{number:06d}").write_bytes(b"".join(kept))
-    (folder / "report.jsonl").write_text("".join(f"{x}\n" for x in lines), encoding="utf-8")
+    _write_lines(folder / "report.jsonl", lines)
     done = {"counts": counts, "rules": rules, "sizes": sizes}
     write_atomically(folder / "done.json", json.dumps(done))
+
+
+#: Names of files that are no Unicode come out as escapes of JSON.
+_ESCAPED = "backslashreplace"
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    text = "".join(f"{line}\n" for line in lines)
+    path.write_text(text, encoding="utf-8", errors=_ESCAPED, newline="\n")
 
 
 def _finish(tasks: list[_Task], out: Path, settings: Settings) -> Summary:
@@ -582,7 +642,7 @@ def _finish(tasks: list[_Task], out: Path, settings: Settings) -> Summary:
     done = [json.loads((t.file("written") / "done.json").read_text("utf-8")) for t in tasks]
 
     def report(path: Path) -> None:
-        with path.open("w", encoding="utf-8") as file:
+        with path.open("w", encoding="utf-8", errors=_ESCAPED) as file:
             for task in tasks:
                 before = {
                     (piece.path, piece.start): lines
@@ -592,8 +652,8 @@ def _finish(tasks: list[_Task], out: Path, settings: Settings) -> Summary:
                     for line in lines:
                         told = json.loads(line)
                         name, start, at = told["document"]
-                        place = f":{at + before[(name, start)] + 1}"
-                        told["document"] = name + (place if name.endswith(".jsonl") else "")
+                        piece = _Piece(name, start, start)
+                        told["document"] = _name(piece, at + before[(name, start)])
                         file.write(json.dumps(told, ensure_ascii=False) + "\n")
 
     write_atomically(out / "report.jsonl", report)

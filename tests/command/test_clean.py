@@ -2,7 +2,10 @@
 
 import json
 import multiprocessing
+import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +309,115 @@ def test_memory_does_not_grow_with_the_text_but_with_the_shard(tmp_path, passage
 
     small, large = peak(150), peak(1200)
     assert large < 2 * small  # of eight times the text
+
+
+def test_what_may_not_be_opened_is_named_or_dropped(folder, tmp_path, monkeypatch, capsys) -> None:
+    opened = Path.open
+
+    def refusing(path: Path, *given: Any, **more: Any) -> Any:
+        if path.name in ("07.txt", "lines.jsonl"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *given, **more)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    assert command(folder, tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert "07.txt cannot be read: Permission denied" in err
+    assert "--skip-bad" in err
+    assert command(folder, tmp_path / "out", "--skip-bad") == 0
+    rows = told(tmp_path / "out")
+    assert {name for name, row in rows.items() if row["reason"] == "unreadable"} == {
+        "07.txt",
+        "lines.jsonl:1",
+    }
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(folder, tmp_path, monkeypatch, capsys) -> None:
+    listed = os.scandir
+
+    def refusing(path: Any = ".") -> Any:
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert command(folder, tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert "sub cannot be read (Permission denied)" in err
+    assert "move it out" in err
+
+
+def test_skip_bad_goes_on_with_the_run_that_asked_for_it(folder, tmp_path, capsys) -> None:
+    (folder / "zz.txt").write_bytes(b"caf\xe9")
+    out = tmp_path / "out"
+    assert command(folder, out, "--shard-mb", "0.004") == 2
+    done = sorted((out / ".clean/facts").iterdir())
+    times = [path.stat().st_mtime_ns for path in done]
+    assert times
+    assert command(folder, out, "--shard-mb", "0.004", "--skip-bad") == 0
+    assert told(out)["zz.txt"]["reason"] == "unreadable"
+    assert command(folder, tmp_path / "new", "--shard-mb", "0.004", "--skip-bad") == 0
+    assert everything(out) == everything(tmp_path / "new")
+    capsys.readouterr()
+    assert command(folder, out, "--shard-mb", "0.004") == 2  # and not the other way round
+    assert "a run with other settings" in capsys.readouterr().err
+
+
+def test_what_is_passed_over_is_counted(folder, tmp_path, passages, capsys) -> None:
+    (folder / "UPPER.TXT").write_text(passages[35] + " upper", encoding="utf-8")
+    (folder / "packed.jsonl.gz").write_bytes(b"")
+    (folder / "linked").symlink_to(folder / "sub", target_is_directory=True)
+    (folder / "again.txt").symlink_to(folder / "00.txt")
+    (folder / "nowhere.txt").symlink_to(folder / "missing.txt")
+    assert command(folder, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "only .txt and .jsonl files are read: 2 of other kinds" in said
+    assert "links to folders are not followed: 1" in said
+    assert (tmp_path / "out/documents/UPPER.TXT").is_file()
+    # A link stands for its file, and comes after it in order.
+    assert told(tmp_path / "out")["again.txt"]["of"] == "00.txt"
+
+
+def test_lines_are_counted_by_line_feeds_alone(tmp_path, capsys) -> None:
+    root, out = tmp_path / "texts", tmp_path / "out"
+    root.mkdir()
+    rows = b'{"text":\r"a b"}\r\n\n{"text": "c d"}\n{"text": "c d"}\n'
+    (root / "a.jsonl").write_bytes(rows + b"broken")
+    given = ["clean", str(root), "--out", str(out), "--rules", "none", "--shard-mb", "0.00001"]
+    assert main(given) == 2
+    assert "a.jsonl:5 cannot be read: it is no JSON" in capsys.readouterr().err
+    assert main([*given, "--skip-bad"]) == 0
+    rows = told(out)
+    assert rows["a.jsonl:4"]["of"] == "a.jsonl:3"
+    assert rows["a.jsonl:5"]["reason"] == "unreadable"
+    assert (out / "documents/a.jsonl").read_bytes() == b'{"text":\r"a b"}\r\n{"text": "c d"}\n'
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_no_unicode_can_be_reported(folder, tmp_path, passages) -> None:
+    for name in (b"x\xe9.txt", b"x\xea.txt"):
+        (folder / os.fsdecode(name)).write_text(passages[39] + " new", encoding="utf-8")
+    assert command(folder, tmp_path / "out") == 0
+    assert told(tmp_path / "out")["x\udcea.txt"]["of"] == "x\udce9.txt"
+
+
+def test_a_worker_that_was_ended_is_no_end_of_the_run(
+    folder, tmp_path, monkeypatch, capsys
+) -> None:
+    def broken(*given: Any, **more: Any) -> Any:
+        raise BrokenProcessPool("a process was terminated")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cleaning, "clean_folder", broken)
+        assert command(folder, tmp_path / "out") == 2
+    assert "give the same command again" in capsys.readouterr().err
+    assert command(folder, tmp_path / "out") == 0
+
+
+def test_a_summary_that_was_deleted_is_made_again(folder, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert command(folder, out) == 0
+    before = everything(out)
+    (out / "summary.json").unlink()
+    assert command(folder, out) == 0
+    assert everything(out) == before

@@ -215,3 +215,25 @@ def test_losses_and_weights_are_shapes_on_the_meta_device() -> None:
     assert dq.domain_excess(z[:, 0], z[:, 1], y, 4).shape == (4,)
     assert dq.doremi_step(prior, prior).device.type == "meta"
     assert dq.importance_weights(prior, prior).device.type == "meta"
+
+
+def test_small_shares_keep_their_weight_in_half_precision() -> None:
+    target, source = torch.tensor([0.5, 0.5]).half(), torch.tensor([1e-5, 1.0]).half()
+    expected = target.double() / source.double()
+    assert torch.allclose(dq.importance_weights(target, source).double(), expected, rtol=2e-3)
+    assert dq.importance_weights(target, torch.tensor([torch.nan, 1.0]).half())[0].isnan()
+
+
+def test_a_run_of_no_steps_has_the_mixture_it_began_with(own_checks) -> None:
+    state = dq.DoReMi.start(torch.tensor([1.0, 3.0]))
+    assert state.mean.tolist() == [0.25, 0.75]
+    after = state.step(torch.zeros(2), smoothing=0.0)
+    assert torch.equal(after.mean, after.weights)
+    with pytest.raises(ValueError, match="never comes back"):
+        dq.DoReMi.start(torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize("bad", [-1.0, torch.nan, torch.inf])
+def test_sizes_that_are_no_sizes_are_refused(bad: float, own_checks) -> None:
+    with pytest.raises(ValueError, match="counts must be finite"):
+        dq.sampling_probs(torch.tensor([bad, 2.0]))

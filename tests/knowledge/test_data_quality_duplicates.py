@@ -361,3 +361,29 @@ def test_inputs_stay_as_they_were(g: torch.Generator) -> None:
     assert torch.equal(a, before)
     assert torch.equal(signatures, held)
     assert pairs.tolist() == [[1, 2], [0, 2]]
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.1, torch.nan])
+def test_a_similarity_is_a_share(bad: float, own_checks) -> None:
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        dq.lsh_probability(torch.tensor([bad, 0.5]), bands=3, rows=2)
+
+
+def test_of_several_kept_texts_the_first_in_order_is_named() -> None:
+    pairs = torch.tensor([[1, 2], [0, 2]])
+    assert dq.keep_first(pairs, 3).tolist() == [-1, -1, 0]
+    assert dq.keep_first(pairs, 3, order=torch.tensor([1, 0, 2])).tolist() == [-1, -1, 1]
+
+
+def test_a_pair_just_at_the_threshold_is_a_pair() -> None:
+    texts = ["a b c", "a b d"]  # 2 of 4 words
+    found = dq.near_duplicates(texts, threshold=0.5, n=1, bands=128, rows=1)
+    assert found.similarity.tolist() == [0.5]
+    assert found.of.tolist() == [-1, 0]
+
+
+def test_multipliers_are_odd_so_that_each_hash_is_a_permutation() -> None:
+    from companion.knowledge.data_quality._minhash import _family
+
+    factor, _ = _family(512, 1, torch.device("cpu"))
+    assert bool((factor % 2 != 0).all())

@@ -326,3 +326,31 @@ def test_losses_are_shapes_without_values_on_the_meta_device() -> None:
     assert dq.backward_cross_entropy(z, y, noise, reduction="none").shape == (5,)
     assert dq.generalized_cross_entropy(z, y).shape == ()
     assert dq.confident_joint(z, y).counts.device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
+def test_labels_of_any_integers_are_labels(dtype: torch.dtype, g: torch.Generator) -> None:
+    logits, labels = torch.randn(4, 3, generator=g), torch.tensor([0, 1, 2, 1])
+    noise = dq.symmetric_noise(3, 0.3)
+    for loss in (dq.forward_cross_entropy, dq.backward_cross_entropy):
+        assert torch.equal(loss(logits, labels.to(dtype), noise), loss(logits, labels, noise))
+    kept = dq.flip_labels(labels.to(dtype), torch.eye(3), generator=g)
+    assert torch.equal(kept, labels.to(dtype))
+
+
+def test_probabilities_in_half_precision_are_laws_up_to_their_rounding(g) -> None:
+    probs = torch.randn(200, 20, generator=g).softmax(1)
+    labels = torch.randint(0, 20, (200,), generator=g)
+    assert dq.confident_joint(probs.bfloat16(), labels).guess.shape == (200,)
+
+
+def test_a_noise_matrix_with_holes_is_refused(own_checks) -> None:
+    holes = torch.full((3, 3), torch.nan)
+    with pytest.raises(ValueError, match="must be a law"):
+        dq.forward_cross_entropy(torch.zeros(1, 3), torch.tensor([0]), holes)
+
+
+def test_a_threshold_that_is_just_met_is_met() -> None:
+    # The only example of a class has the class's mean for its own probability.
+    probs = torch.tensor([[0.6, 0.4], [0.3, 0.7]])
+    assert dq.confident_joint(probs, torch.tensor([0, 1])).counts.tolist() == [[1, 0], [0, 1]]

@@ -216,3 +216,58 @@ def test_dsir_finds_the_plays_among_verses() -> None:
 def test_what_is_out_of_its_domain_is_refused(wrong, said) -> None:
     with pytest.raises(ValueError, match=said):
         wrong()
+
+
+def test_the_limits_are_those_of_the_papers() -> None:
+    # Rae et al. 2021, appendix A and table A1; Raffel et al. 2020, sec. 2.2; Penedo et al. 2024.
+    limits = {
+        "gopher_quality": {
+            "words": "50 to 100000",
+            "mean_word_length": "3 to 10",
+            "hashes_per_word": "<= 0.1",
+            "ellipses_per_word": "<= 0.1",
+            "bullet_lines": "<= 0.9",
+            "ellipsis_lines": "<= 0.3",
+            "words_with_letters": ">= 0.8",
+            "stop_words": ">= 2",
+        },
+        "gopher_repetition": {
+            "repeated_lines": "<= 0.3",
+            "repeated_paragraphs": "<= 0.3",
+            "repeated_line_characters": "<= 0.2",
+            "repeated_paragraph_characters": "<= 0.2",
+            "top_2gram_characters": "<= 0.2",
+            "top_3gram_characters": "<= 0.18",
+            "top_4gram_characters": "<= 0.16",
+            "repeated_5gram_characters": "<= 0.15",
+            "repeated_6gram_characters": "<= 0.14",
+            "repeated_7gram_characters": "<= 0.13",
+            "repeated_8gram_characters": "<= 0.12",
+            "repeated_9gram_characters": "<= 0.11",
+            "repeated_10gram_characters": "<= 0.1",
+        },
+        "c4_quality": {
+            "sentences": ">= 3",
+            "lorem_ipsum": "<= 0",
+            "curly_brackets": "<= 0",
+            "blocked_words": "<= 0",
+        },
+        "fineweb_quality": {
+            "lines_with_an_end": "> 0.12",
+            "repeated_line_characters": "< 0.1",
+            "short_lines": "< 0.67",
+        },
+    }
+    for name, wanted in limits.items():
+        assert {key: found.wanted for key, found in dq.RULES[name](PAGE).items()} == wanted
+
+
+def test_c4_wants_five_words_a_line() -> None:
+    assert dq.c4_lines("Just four words here.\nAnd these here are five.") == (
+        "And these here are five."
+    )
+
+
+def test_what_is_added_to_each_bucket_is_what_was_asked_for() -> None:
+    found = dq.ngram_log_probs(torch.tensor([[1.0, 0.0]]), add=0.5).exp()
+    assert torch.allclose(found, torch.tensor([0.75, 0.25], dtype=torch.float64))

@@ -61,7 +61,8 @@ def importance_weights(
         )
     if can_read(source) and bool(((source <= 0) & (target > 0)).any()):
         raise ValueError("source must be positive wherever target is: no weight makes up for none")
-    return torch.where(source > 0, target / source.clamp(min=torch.finfo(source.dtype).tiny), 0.0)
+    none = source == 0
+    return torch.where(none, 0.0, target / torch.where(none, 1.0, source))
 
 
 def effective_sample_size(weights: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
@@ -232,8 +233,8 @@ def sampling_probs(
     """
     check_in_range("alpha", alpha, low=0.0, high=1.0)
     n = counts.double()
-    if can_read(n) and (bool((n < 0).any()) or float(n.sum()) <= 0):
-        raise ValueError("counts must be 0 or above, and one of them positive")
+    if can_read(n) and not (bool((n >= 0).all()) and 0 < float(n.sum()) < torch.inf):
+        raise ValueError("counts must be finite, 0 or above, and one of them positive")
     logs = torch.where(n > 0, alpha * n.clamp(min=1e-300).log(), -torch.inf)
     return logs.softmax(-1)
 
@@ -415,7 +416,12 @@ class DoReMi(NamedTuple):
 
         Returns:
             The state before the first step.
+
+        Raises:
+            ValueError: If a number is not positive.
         """
+        if can_read(prior) and not bool((prior > 0).all()):
+            raise ValueError("prior must be positive: a weight of 0 never comes back")
         weights = prior.double() / prior.double().sum()
         return cls(weights, torch.zeros_like(weights), 0)
 
@@ -437,8 +443,11 @@ class DoReMi(NamedTuple):
 
     @property
     def mean(self) -> Float[Tensor, " m"]:
-        """The mean of the weights over all steps, with which the large model is trained."""
-        return self.total / max(self.steps, 1)
+        """The mean of the weights over all steps, with which the large model is trained.
+
+        Before the first step these are the weights that the run begins with.
+        """
+        return self.total / self.steps if self.steps else self.weights
 
 
 def _log_prior(logits: Tensor, prior: Tensor) -> Tensor:

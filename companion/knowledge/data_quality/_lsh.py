@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from companion.core import check_count, check_in_range, check_several
+from companion.core import can_read, check_count, check_in_range, check_several
 from companion.knowledge.data_quality._minhash import (
     Unit,
     is_empty,
@@ -51,7 +51,7 @@ def lsh_probability(
         the false positives, and what is missing to 1 above it are the false negatives.
 
     Raises:
-        ValueError: If bands or rows are below 1.
+        ValueError: If bands or rows are below 1, or a similarity is not in [0, 1].
 
     Numerics:
         By ``log1p`` and ``expm1``, so that small probabilities keep their digits.
@@ -67,6 +67,8 @@ def lsh_probability(
     """
     check_count("bands", bands)
     check_count("rows", rows)
+    if can_read(similarity) and not bool(((similarity >= 0) & (similarity <= 1)).all()):
+        raise ValueError("similarity must lie in [0, 1]: it is a share of common members")
     return -torch.expm1(bands * torch.log1p(-(similarity**rows)))
 
 

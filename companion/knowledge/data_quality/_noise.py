@@ -96,7 +96,7 @@ def flip_labels(
     """
     _check_noise(noise, noise.shape[-1])
     check_ids("labels", labels, noise.shape[0])
-    upto = noise.double().cumsum(1)[labels]
+    upto = noise.double().cumsum(1)[labels.long()]
     u = rand(*labels.shape, generator=generator, device=labels.device, dtype=torch.float64)
     # The last class takes what rounding leaves of the unit interval.
     return (upto[..., :-1] <= u[..., None]).sum(-1).to(labels.dtype)
@@ -142,7 +142,7 @@ def forward_cross_entropy(
     """
     _check_labels(logits, labels, noise)
     logs = wide(logits).log_softmax(-1)
-    into = noise.to(logs).log().T[labels]
+    into = noise.to(logs).log().T[labels.long()]
     return _reduced(-torch.logsumexp(logs + into, -1), reduction)
 
 
@@ -195,7 +195,7 @@ def backward_cross_entropy(
             )
     losses = -wide(logits).log_softmax(-1)
     inverse = torch.linalg.inv(noise.double()).to(losses)
-    return _reduced((losses * inverse[labels]).sum(-1), reduction)
+    return _reduced((losses * inverse[labels.long()]).sum(-1), reduction)
 
 
 def generalized_cross_entropy(
@@ -336,7 +336,8 @@ def confident_joint(
     classes = probs.shape[1]
     check_ids("labels", labels, classes)
     p, y = probs.double(), labels.long()
-    if can_read(p) and not bool(((p >= 0).all(1) & ((p.sum(1) - 1).abs() < 1e-3)).all()):
+    slack = max(1e-3, 4 * torch.finfo(probs.dtype).eps)
+    if can_read(p) and not bool(((p >= 0).all(1) & ((p.sum(1) - 1).abs() < slack)).all()):
         raise ValueError("probs must be 0 or above and sum to 1 in each row: take the softmax")
     own = p.gather(1, y[:, None])[:, 0]
     zero = torch.zeros(classes, dtype=p.dtype, device=p.device)
@@ -438,7 +439,7 @@ def _check_noise(noise: Tensor, classes: int) -> None:
     check_shape("noise", noise, (classes, classes))
     if can_read(noise):
         sums = noise.double().sum(1)
-        if bool((noise < 0).any()) or float((sums - 1).abs().max()) > 1e-4:
+        if not bool((noise >= 0).all()) or not bool(((sums - 1).abs() <= 1e-4).all()):
             raise ValueError(
                 f"each row of noise must be a law, its sums are {sums.tolist()}: rows are the true "
                 "classes, so transpose it if its columns sum to 1"

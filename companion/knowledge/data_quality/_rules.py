@@ -220,7 +220,9 @@ def c4_lines(text: str) -> str:
         The lines that stay.
 
     References:
-        Raffel et al. 2020, arXiv:1910.10683, sec. 2.2, and their code for the details.
+        Raffel et al. 2020, arXiv:1910.10683, sec. 2.2, and their code for the details. Earlier
+        versions of the preprint, and programs that follow them, exchange two numbers: lines of
+        3 words and pages of 5 sentences in place of 5 words and 3 sentences.
 
     Book: :doc:`/book/knowledge/data_quality`
 
@@ -290,7 +292,8 @@ def fineweb_quality(text: str) -> dict[str, Measure]:
 
     References:
         Penedo et al. 2024, arXiv:2406.17557. The code that was released with it has a
-        stricter limit for repeated lines, 0.01 in place of 0.1.
+        stricter limit for repeated lines, 0.01 in place of 0.1, counts lines of just 30 characters
+        and blank ones as short, and has a fourth rule: at most 0.3 line feeds a word.
 
     Book: :doc:`/book/knowledge/data_quality`
 
