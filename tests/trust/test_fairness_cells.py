@@ -161,6 +161,16 @@ def test_differential_fairness_of_a_marginal_is_at_most_that_of_the_intersection
     assert float(fine) == pytest.approx(by_hand, rel=1e-6)
 
 
+def test_differential_fairness_of_decisions_that_nobody_gets_is_not_estimable() -> None:
+    none, all_, trials = (torch.tensor(row) for row in ([0, 0], [5, 7], [5, 7]))
+    assert math.isnan(fa.differential_fairness(none, trials, alpha=0.0))
+    assert math.isnan(fa.differential_fairness(all_, trials, alpha=0.0))
+    assert math.isinf(fa.differential_fairness(torch.tensor([0, 3]), trials, alpha=0.0))
+    # Smoothed, it is the log-ratio of 1/7 and 1/9.
+    smooth = fa.differential_fairness(none, trials)
+    assert float(smooth) == pytest.approx(math.log(9 / 7), abs=1e-15)
+
+
 def test_batches_of_counts_give_batches_of_rates(g: torch.Generator) -> None:
     counts = fa.Cells(*torch.randint(1, 40, (4, 7, 3), generator=g))
     many = fa.disparities(fa.rates(counts))
@@ -202,5 +212,7 @@ def test_what_is_wrong_is_refused() -> None:
         fa.group_ids("abc")
     with pytest.raises(ValueError, match=r"alpha must lie in"):
         fa.differential_fairness(y, y, alpha=-1.0)
+    with pytest.raises(ValueError, match="selected must lie between 0 and trials"):
+        fa.differential_fairness(y + 1, y)
     with pytest.raises(ValueError, match="tp and fn must have the same shape"):
         fa.rates(fa.Cells(y, y, y[:2], y))

@@ -1,5 +1,6 @@
 """Intervals: against SciPy, against their definition, and by how often they cover."""
 
+import itertools
 import math
 
 import pytest
@@ -41,7 +42,7 @@ def test_the_exact_interval_covers_at_every_rate() -> None:
 
 
 def test_the_difference_is_newcombes_published_example() -> None:
-    # Newcombe 1998, table II, method 10: 56/70 - 48/80, 9/10 - 3/10, 0/10 - 0/10.
+    # Newcombe 1998, table II, method 10, contrasts (a), (b), and (f).
     table = torch.tensor([[56, 9, 0], [70, 10, 10], [48, 3, 0], [80, 10, 10]])
     ends = fa.newcombe(*table)
     want = [(0.0524, 0.3339), (0.1705, 0.8090), (-0.2775, 0.2775)]
@@ -120,7 +121,16 @@ def test_the_interval_of_a_gap_leaves_out_zero_although_there_is_none(g: torch.G
 
 
 @pytest.mark.parametrize(
-    ("trials", "p"), [([100, 100], 0.5), ([7, 11, 13], 0.3), ([50] * 6, 0.1), ([3000, 17], 0.4)]
+    ("trials", "p"),
+    [
+        ([100, 100], 0.5),
+        ([7, 11, 13], 0.3),
+        ([50] * 6, 0.1),
+        ([3000, 17], 0.4),
+        ([100_000, 2500], 0.3),
+        ([2500, 3000], 0.001),
+        ([13, 9], 0.002),
+    ],
 )
 def test_the_expected_gap_is_the_mean_of_drawn_gaps(
     trials: list[int], p: float, g: torch.Generator
@@ -128,8 +138,7 @@ def test_the_expected_gap_is_the_mean_of_drawn_gaps(
     sizes = torch.tensor(trials)
     drawn = fa.null_gaps(sizes, p, draws=20_000, generator=g)
     error = float(drawn.std()) / math.sqrt(20_000)
-    normal = 2e-4 * (max(trials) > 2000)  # large groups are taken as normal
-    assert abs(float(drawn.mean()) - fa.expected_gap(sizes, p)) < 5 * error + normal
+    assert abs(float(drawn.mean()) - fa.expected_gap(sizes, p)) < 5 * error
 
 
 def test_the_expected_gap_of_two_is_a_sum_over_pairs() -> None:
@@ -143,6 +152,25 @@ def test_the_expected_gap_of_two_is_a_sum_over_pairs() -> None:
     # The mean difference of two normal rates: sqrt(2/pi) of its standard deviation.
     normal = math.sqrt(2 / math.pi * 2 * 0.25 / 5000)
     assert fa.expected_gap(torch.tensor([5000, 5000]), 0.5) == pytest.approx(normal, rel=1e-4)
+
+
+@pytest.mark.parametrize("p", [1e-4, 0.05, 0.97])
+def test_the_expected_gap_of_rare_outcomes_is_a_sum_over_all(p: float) -> None:
+    sizes = (5, 7, 3)
+    law = [scipy.stats.binom.pmf(range(n + 1), n, p) for n in sizes]
+    by_hand = 0.0
+    for counts in itertools.product(*(range(n + 1) for n in sizes)):
+        weight = math.prod(float(row[k]) for row, k in zip(law, counts, strict=True))
+        share = [k / n for k, n in zip(counts, sizes, strict=True)]
+        by_hand += weight * (max(share) - min(share))
+    assert fa.expected_gap(torch.tensor(sizes), p) == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_the_expected_gap_of_large_groups_is_that_of_normal_ones() -> None:
+    # Very different sizes: the larger one has hardly any spread of its own.
+    normal = math.sqrt(2 / math.pi * 0.21 * (1 / 10**5 + 1 / 2500))
+    gap = fa.expected_gap(torch.tensor([10**5, 2500]), 0.3)
+    assert gap == pytest.approx(normal, rel=2e-4)  # a term of order 1/n by Edgeworth
 
 
 @pytest.mark.usefixtures("own_checks")
@@ -159,6 +187,10 @@ def test_what_is_wrong_is_refused(g: torch.Generator) -> None:
         fa.bootstrap(COUNTS, lambda c: fa.rates(c).tpr, resamples=0, generator=g)
     with pytest.raises(ValueError, match=r"shape \(groups,\), got \(1, 3\)"):
         fa.bootstrap(fa.Cells(*(c[None] for c in COUNTS)), lambda c: fa.rates(c).tpr, generator=g)
+    with pytest.raises(ValueError, match="count somebody"):
+        fa.bootstrap(fa.Cells(*(0 * c for c in COUNTS)), lambda c: fa.rates(c).tpr, generator=g)
+    with pytest.raises(ValueError, match=r"shape \(3,\) for 1000 tables .* \(\) for one: take"):
+        fa.bootstrap(COUNTS, lambda c: fa.rates(c).tpr[0], generator=g)
     with pytest.raises(ValueError, match="a group is empty"):
         fa.null_gaps(torch.tensor([0, 3]), 0.5, generator=g)
     with pytest.raises(ValueError, match="two groups or more"):

@@ -80,8 +80,30 @@ def test_inequality_splits_exactly(values: list[float], alpha: float) -> None:
 
 def test_inequality_is_continuous_in_alpha(g: torch.Generator) -> None:
     row = torch.rand(13, generator=g, dtype=torch.float64)
-    near = fa.generalized_entropy(row, alpha=1 + 1e-6)
-    assert float(near) == pytest.approx(float(fa.generalized_entropy(row)), rel=1e-4)
+    at_one = float(fa.generalized_entropy(row))
+    for step in (1e-6, 1e-9, 1e-12, -1e-12):
+        near = fa.generalized_entropy(row, alpha=1 + step)
+        assert float(near) == pytest.approx(at_one, rel=max(1e-10, 2 * abs(step)))
+    # By the definition, which cancels only near 1.
+    share = row / row.mean()
+    for alpha in (0.5, 2.5):
+        want = (share**alpha - 1).mean() / (alpha * (alpha - 1))
+        assert float(fa.generalized_entropy(row, alpha=alpha)) == pytest.approx(float(want))
+
+
+def test_half_precision_counts_all_people() -> None:
+    # 500 people in each group: ones that are added in bfloat16 stop at 256.
+    values = (torch.arange(1000) % 5 + 1).bfloat16()
+    group = torch.arange(1000) // 500
+    have, want = (fa.entropy_split(v, group) for v in (values, values.double()))
+    assert have.within.dtype == torch.bfloat16
+    # bfloat16 keeps eight bits.
+    assert float(have.within) == pytest.approx(float(want.within), rel=2**-8)
+    assert float(have.between) == pytest.approx(0.0, abs=1e-6)
+    assert fa.generalized_entropy(torch.zeros(3)).isnan()
+    weights = torch.tensor([[0.0, 2.0], [0.0, 0.0]])
+    made = fa.linear_counterfactual(torch.tensor([1.0, 5.0]).bfloat16(), weights, 0, 0.0)
+    assert made.tolist() == [0.0, 3.0]
 
 
 def test_lipschitz_is_that_of_a_loop_over_pairs(g: torch.Generator) -> None:
@@ -140,6 +162,20 @@ def test_what_is_wrong_is_refused() -> None:
     x = torch.ones(3, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"alpha must lie in \(0\.0"):
         fa.generalized_entropy(x, alpha=0.0)
+    for function in (fa.generalized_entropy, lambda v: fa.entropy_split(v, torch.zeros(3).long())):
+        with pytest.raises(ValueError, match="values must be 0 or more"):
+            function(-x)
+    with pytest.raises(ValueError, match=r"predictions must be 0 or 1, got 0\.5"):
+        fa.benefits(torch.tensor([0, 1]), torch.tensor([0.5, 1.0]))
+    with pytest.raises(ValueError, match="distances must be symmetric"):
+        fa.lipschitz(x[:2], torch.tensor([[0.0, 1.0], [0.5, 0.0]]))
+    with pytest.raises(ValueError, match="distances must be 0 or more"):
+        fa.lipschitz(x[:2], torch.tensor([[0.0, -1.0], [-1.0, 0.0]]))
+    for p in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="p must lie from 0 to 1"):
+            fa.binomial_deviation(torch.tensor(3), torch.tensor(p))
+    with pytest.raises(ValueError, match="trials must be 1 or more"):
+        fa.binomial_deviation(torch.tensor(0), torch.tensor(0.5))
     with pytest.raises(ValueError, match="at least one person"):
         fa.generalized_entropy(x[:0])
     with pytest.raises(ValueError, match="same shape"):

@@ -26,6 +26,8 @@ def test_the_report_holds_the_counts_and_exact_intervals() -> None:
     assert "0.235 [0.213, 0.257]" in made.text()
     assert "Native American has 18 people only" in made.text()
     assert made.reference == made.names.index("African-American")
+    for ends in made.differences.values():  # nobody differs from oneself
+        assert [float(end[made.reference]) for end in ends] == [0.0, 0.0]
     low, high = (float(end[a]) for end in made.differences["fpr"])
     assert low < 0.2345 - 0.4485 < high < 0
     # Five other groups: each interval is at a level of 99 percent.

@@ -58,3 +58,11 @@ def test_the_stored_run_holds_no_sentence() -> None:
     kinds |= {sentence.stereotyped for sentence in data.winobias()}
     for word in set(words) - kinds:
         float(word)  # nothing but numbers
+
+
+def test_the_rest_prefers_neither_where_nothing_follows() -> None:
+    # These pairs are no vote against the stereotype, and a share must leave them out.
+    rest = column(data.stored_run("fairness").results["crows"], "rest")
+    ends = [pair.sentence.split("[MASK]")[1] == "" for pair in data.crows_pairs()]
+    assert [value == 0 for value in rest] == ends
+    assert 0 < sum(ends) < len(ends)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
 
-from companion.core import check_count, check_ids, check_same_shape
+from companion.core import can_read, check_count, check_ids, check_same_shape
 from companion.foundations.cross_entropy import calibration_bins
 from companion.trust.fairness._cells import check_binary
 
@@ -123,7 +123,7 @@ def binomial_deviation(
         The deviation, float64.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, there is no trial, or p lies outside 0 to 1.
 
     References:
         de Moivre 1730; Diaconis and Zabell 1991, doi:10.1214/ss/1177011699.
@@ -135,6 +135,10 @@ def binomial_deviation(
         tensor(0.2500, dtype=torch.float64)
     """
     check_same_shape("trials", trials, "p", p)
+    if can_read(trials) and bool((trials < 1).any()):
+        raise ValueError("trials must be 1 or more: leave out what is empty")
+    if can_read(p) and not bool(((p >= 0) & (p <= 1)).all()):
+        raise ValueError("p must lie from 0 to 1")
     n, q = trials.double(), p.double()
     k = ((n * q).floor() + 1).clamp(max=n)
     log_choose = torch.lgamma(n) - torch.lgamma(k) - torch.lgamma(n - k + 1)

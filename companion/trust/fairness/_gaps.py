@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from companion.core import check_in_range, check_same_shape
+from companion.core import can_read, check_in_range, check_same_shape
 from companion.trust.fairness._cells import Rates
 
 __all__ = [
@@ -193,10 +193,12 @@ def differential_fairness(
             makes :math:`\epsilon` infinite.
 
     Returns:
-        0 or more, in nats.
+        0 or more, in nats. NaN if a group is empty, or a decision is made for nobody at all, and
+        nothing is added.
 
     Raises:
-        ValueError: If the shapes differ, there are less than two groups, or alpha is below 0.
+        ValueError: If the shapes differ, there are less than two groups, a count is out of range,
+            or alpha is below 0.
 
     References:
         Foulds et al. 2020, arXiv:1807.08362: the definition, and smoothing by a Dirichlet prior.
@@ -210,6 +212,8 @@ def differential_fairness(
     check_same_shape("selected", selected, "trials", trials)
     check_in_range("alpha", alpha, low=0.0)
     _check_groups(selected)
+    if can_read(selected) and bool(((selected < 0) | (selected > trials)).any()):
+        raise ValueError("selected must lie between 0 and trials: count decisions and people")
     yes = (selected.double() + alpha) / (trials.double() + 2 * alpha)
     logs = torch.stack([yes, 1 - yes]).log()
     return (logs.amax(-1) - logs.amin(-1)).amax(0)

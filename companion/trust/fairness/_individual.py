@@ -15,6 +15,7 @@ from companion.core import (
     check_same_shape,
     check_shape,
 )
+from companion.trust.fairness._cells import check_binary
 
 __all__ = [
     "EntropySplit",
@@ -47,15 +48,16 @@ def lipschitz(
     Args:
         scores: :math:`f(x)`, the probability of a positive decision: for two outcomes the
             difference is the total variation of the two decisions.
-        distances: :math:`d(x, x')`, how different two people are *for this decision*. The choice
-            of d is where the ethics are; no data give it.
+        distances: :math:`d(x, x')`, 0 or more, how different two people are *for this decision*:
+            symmetric. The choice of d is where the ethics are; no data give it.
 
     Returns:
         The largest ratio, and the share of pairs above 1. Two people at distance 0 with different
         scores make the ratio infinite.
 
     Raises:
-        ValueError: If the shapes do not fit, or there are less than two people.
+        ValueError: If the shapes do not fit, there are less than two people, or a distance is
+            below 0 or differs from that the other way.
 
     Numerics:
         All pairs at once: memory grows with the square of the number of people.
@@ -74,6 +76,11 @@ def lipschitz(
     check_shape("distances", distances, (len(scores), len(scores)))
     if len(scores) < 2:
         raise ValueError(f"need two people or more, got {len(scores)}")
+    if can_read(distances):
+        if not bool((distances >= 0).all()):
+            raise ValueError("distances must be 0 or more")
+        if not torch.allclose(distances, distances.T):
+            raise ValueError("distances must be symmetric: take the smaller of both ways")
     apart = (scores.unsqueeze(0) - scores.unsqueeze(1)).abs()
     upper = torch.ones_like(distances, dtype=torch.bool).triu(1)
     ratio = torch.where(apart > 0, apart / distances, torch.zeros_like(apart))
@@ -95,7 +102,7 @@ def benefits(
         0 for a false negative, 1 for a right decision, 2 for a false positive; float64.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ or a value is neither 0 nor 1.
 
     References:
         Speicher et al. 2018, arXiv:1807.00787.
@@ -107,6 +114,8 @@ def benefits(
         tensor([0., 1., 2.], dtype=torch.float64)
     """
     check_same_shape("y", y, "predictions", predictions)
+    check_binary("y", y)
+    check_binary("predictions", predictions)
     return predictions.double() - y.double() + 1
 
 
@@ -131,7 +140,12 @@ def generalized_entropy(
         0 if all benefits are equal, and above 0 otherwise. NaN if the mean is 0.
 
     Raises:
-        ValueError: If alpha is not above 0, or there is nobody.
+        ValueError: If alpha is not above 0, there is nobody, or a benefit is below 0.
+
+    Numerics:
+        Since the mean of :math:`r_i` is 1, the sum runs over :math:`r_i(r_i^{\alpha-1}-1)`, which
+        does not cancel as :math:`\alpha` comes near 1. Computed in float64 and returned in the
+        dtype of the values.
 
     References:
         Speicher et al. 2018, arXiv:1807.00787, eq. 1; Shorrocks 1980, doi:10.2307/1913126.
@@ -146,10 +160,23 @@ def generalized_entropy(
     check_in_range("alpha", alpha, low=0.0, open_low=True)
     if values.ndim < 1 or values.shape[-1] < 1:
         raise ValueError(f"need at least one person, got shape {tuple(values.shape)}")
-    share = values / values.mean(-1, keepdim=True)
+    _check_benefits(values)
+    wide = values.double()
+    index = _entropy_of_shares(wide / wide.mean(-1, keepdim=True), alpha).mean(-1)
+    return index.to(values.dtype)
+
+
+def _check_benefits(values: Tensor) -> None:
+    if can_read(values) and bool((values < 0).any()):
+        raise ValueError("values must be 0 or more: shift or rescale what may be negative")
+
+
+def _entropy_of_shares(share: Tensor, alpha: float) -> Tensor:
+    """What each share of a mean adds to the index; the shares of a mean have the mean 1."""
     if alpha == 1.0:
-        return torch.xlogy(share, share).mean(-1)
-    return (share**alpha - 1).mean(-1) / (alpha * (alpha - 1))
+        return torch.xlogy(share, share)
+    grown = share * torch.expm1((alpha - 1) * share.log()) / (alpha * (alpha - 1))
+    return torch.where(share == 0, torch.zeros_like(share), grown)
 
 
 class EntropySplit(NamedTuple):
@@ -199,18 +226,17 @@ def entropy_split(
         raise ValueError(f"need a row of benefits, got shape {tuple(values.shape)}")
     size = int(groups.max()) + 1
     check_ids("groups", groups, size)
-    index = groups.long()
-    zeros = torch.zeros(size, dtype=values.dtype, device=values.device)
-    count = zeros.scatter_add(0, index, torch.ones_like(values)).clamp(min=1)
-    means = zeros.scatter_add(0, index, values) / count
+    _check_benefits(values)
+    index, wide = groups.long(), values.double()
+    zeros = torch.zeros(size, dtype=torch.float64, device=values.device)
+    count = zeros.scatter_add(0, index, torch.ones_like(wide)).clamp(min=1)
+    means = zeros.scatter_add(0, index, wide) / count
     own = means[index]
-    share = torch.where(own > 0, values / torch.where(own > 0, own, 1.0), torch.ones_like(values))
-    if alpha == 1.0:
-        each = torch.xlogy(share, share)
-    else:
-        each = (share**alpha - 1) / (alpha * (alpha - 1))
-    weight = (own / values.mean()) ** alpha
-    return EntropySplit((weight * each).mean(), generalized_entropy(own, alpha=alpha))
+    share = torch.where(own > 0, wide / torch.where(own > 0, own, 1.0), torch.ones_like(wide))
+    weight = (own / wide.mean()) ** alpha
+    within = (weight * _entropy_of_shares(share, alpha)).mean()
+    between = generalized_entropy(own, alpha=alpha)
+    return EntropySplit(within.to(values.dtype), between.to(values.dtype))
 
 
 def linear_counterfactual(
@@ -260,11 +286,11 @@ def linear_counterfactual(
             "weights must be strictly upper triangular: put causes before what they cause"
         )
     # A change of the variable spreads along all paths: d = e + d W off the set variable.
-    effect = torch.zeros(size, dtype=x.dtype, device=x.device)
+    effect = torch.zeros(size, dtype=torch.float64, device=x.device)
     effect[index] = 1.0
-    cut = weights.to(x.dtype).clone()
+    cut = weights.double().clone()  # no solver takes half precision
     cut[:, index] = 0.0
-    eye = torch.eye(size, dtype=x.dtype, device=x.device)
-    total: Tensor = torch.linalg.solve((eye - cut).T, effect)
+    eye = torch.eye(size, dtype=torch.float64, device=x.device)
+    total: Tensor = torch.linalg.solve((eye - cut).T, effect).to(x.dtype)
     moved: Tensor = x + (value - x[..., index, None]) * total
     return moved

@@ -230,7 +230,8 @@ def bootstrap(
         lose all its positives) it is NaN, and the interval is one of the others.
 
     Raises:
-        ValueError: If the counts are not of shape (groups,), or a setting is out of range.
+        ValueError: If the counts are not of shape (groups,), hold nobody or a number below 0, if
+            the statistic loses the axis of the resamples, or a setting is out of range.
 
     Numerics:
         Drawn cell by cell from conditional binomial distributions in float64. A percentile
@@ -254,11 +255,18 @@ def bootstrap(
     if counts.tp.ndim != 1:
         raise ValueError(f"counts must be of shape (groups,), got {tuple(counts.tp.shape)}")
     table = torch.stack(list(counts)).flatten()
+    if can_read(table) and (bool((table < 0).any()) or not bool(table.any())):
+        raise ValueError("counts must be 0 or more, and count somebody")
     drawn = multinomial_counts(table, resamples, generator).view(resamples, 4, -1)
-    again = statistic(Cells(*drawn.unbind(1)))
+    again, estimate = statistic(Cells(*drawn.unbind(1))), statistic(counts)
+    if again.shape != (resamples, *estimate.shape):
+        raise ValueError(
+            f"statistic gives shape {tuple(again.shape)} for {resamples} tables at once and "
+            f"{tuple(estimate.shape)} for one: take groups from the last axis, count[..., 0]"
+        )
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=again.dtype, device=again.device)
     low, high = torch.nanquantile(again, tails, dim=0)
-    return Bootstrap(statistic(counts), low, high, again)
+    return Bootstrap(estimate, low, high, again)
 
 
 def multinomial_counts(table: Tensor, draws: int, generator: torch.Generator) -> Tensor:
@@ -346,8 +354,8 @@ def expected_gap(trials: Integer[Tensor, " groups"], p: float) -> float:
 
     Numerics:
         The integrand is a step function with steps at multiples of the inverse sizes, and the sum
-        over them is exact. Groups of more than 2,000 are taken as normal. Binomial probabilities by
-        SciPy, on the host.
+        over them is exact, but for counts of a group that are more than ten standard deviations and
+        twenty people from their mean. Binomial probabilities by SciPy, on the host.
 
     Book: :doc:`/book/trust/fairness`
 
@@ -361,26 +369,18 @@ def expected_gap(trials: Integer[Tensor, " groups"], p: float) -> float:
     if p in (0.0, 1.0):
         return 0.0
     sizes = [int(n) for n in trials]
-    small = [n for n in sizes if n <= 2000]
-    # Beyond ten standard deviations of the smallest group nothing happens.
-    reach = 10 * math.sqrt(p * (1 - p) / min(sizes)) + 1 / min(sizes)
-    low, high = max(0.0, p - reach), min(1.0, p + reach)
-    steps = [torch.arange(n + 1, dtype=torch.float64) / n for n in sorted(set(small))]
-    if len(small) < len(sizes):
-        fine = 10 * math.sqrt(p * (1 - p) / max(sizes))
-        steps.append(torch.linspace(max(0.0, p - fine), min(1.0, p + fine), 4001).double())
-    ends = torch.tensor([low, high], dtype=torch.float64)
-    x = torch.cat([*steps, ends]).sort().values  # a step of width 0 counts for nothing
-    x = x[(x >= low) & (x <= high)]
+    steps = []
+    for n in sorted(set(sizes)):
+        reach = 10 * math.sqrt(n * p * (1 - p)) + 20
+        first, last = max(0, math.floor(n * p - reach)), min(n, math.ceil(n * p + reach))
+        steps.append(torch.arange(first, last + 1, dtype=torch.float64) / n)
+    x = torch.cat(steps).sort().values  # a step of width 0 counts for nothing
     middle = (x[1:] + x[:-1]) / 2
     below = torch.ones_like(middle)
     above = torch.ones_like(middle)
     for n in sizes:
-        if n <= 2000:
-            whole = (middle * n).floor()
-            law = torch.as_tensor(bdtr(whole.numpy(), n, p), dtype=torch.float64)
-        else:
-            law = torch.special.ndtr((middle - p) / math.sqrt(p * (1 - p) / n))
+        whole = (middle * n).floor()
+        law = torch.as_tensor(bdtr(whole.numpy(), n, p), dtype=torch.float64)
         below = below * law
         above = above * (1 - law)
     return float(((1 - below - above) * x.diff()).sum())

@@ -78,8 +78,9 @@ def best_acceptance(
         Probabilities and rates, float64, on the device of the masses.
 
     Raises:
-        ValueError: If the shapes differ, a mass is negative, there is no score, the constraint is
-            unknown, or a group has nobody from whom its constrained rate could be taken.
+        ValueError: If the shapes differ, a mass, the gain or the loss is negative, there is no
+            score, the constraint is unknown, or a group has nobody from whom its constrained rate
+            could be taken.
 
     Numerics:
         Solved by HiGHS on the host, exactly up to about 1e-7 in the rates. Where several
@@ -102,6 +103,8 @@ def best_acceptance(
     check_floating("positive", positive)
     check_same_shape("positive", positive, "negative", negative)
     check_in_range("tolerance", tolerance, low=0.0, high=1.0)
+    for name, price in (("gain", gain), ("loss", loss)):
+        check_in_range(name, price, low=0.0)
     check_finite("positive", positive)
     check_finite("negative", negative)
     if positive.ndim != 2 or 0 in positive.shape:
@@ -184,8 +187,9 @@ class DerivedPredictor:
             Probabilities, float64.
 
         Raises:
-            ValueError: If the shapes differ or a group is unknown.
+            ValueError: If the shapes differ, a score is not finite, or a group is unknown.
         """
+        check_finite("scores", scores)
         check_same_shape("scores", scores, "groups", groups)
         check_ids("groups", groups, self.best.accept.shape[1])
         place = torch.searchsorted(self.levels, scores.to(self.levels.dtype), right=True) - 1

@@ -51,7 +51,7 @@ class FairnessReport:
             is not estimable.
         reference: Number of the group with which the others are compared.
         differences: For each rate, the interval of each group's difference from the reference, all
-            intervals of a rate together at the level.
+            intervals of a rate together at the level; from 0 to 0 for the reference itself.
         level: Level of the intervals.
         warnings: What a reader must know, in sentences.
 
@@ -236,13 +236,15 @@ def report(
         successes = torch.stack([getattr(counts, name) for name in won]).sum(0)
         trials = torch.stack([getattr(counts, name) for name in of]).sum(0)
         intervals[key] = clopper_pearson(successes, trials, level=level)
-        differences[key] = newcombe(
+        ends = newcombe(
             successes,
             trials,
             successes[base].expand_as(successes),
             trials[base].expand_as(trials),
             level=1 - (1 - level) / others,
         )
+        itself = torch.arange(len(names)) == base  # not two groups, so no interval of two
+        differences[key] = Interval(*(end.masked_fill(itself, 0.0) for end in ends))
         empty = bool((trials == 0).any())
         pooled = float(successes.sum()) / max(float(trials.sum()), 1.0)
         chance[key] = float("nan") if empty else expected_gap(trials, pooled)
