@@ -35,6 +35,7 @@ _PACKAGES = (
     "efficiency",
     "generation",
     "knowledge",
+    "trust",
     "command",
 )
 
@@ -58,6 +59,7 @@ __all__ = [
     "save_pretrained",
     "smollm2",
     "transformer",
+    "trust",
     "verify",
 ]
 

@@ -6,6 +6,7 @@ from benchmarks.pairs import (
     constraints,
     data_quality,
     embeddings,
+    fairness,
     graphs,
     losses,
     models,
@@ -36,6 +37,7 @@ PAIRS: dict[str, Pair] = {
         constraints,
         data_quality,
         training,
+        fairness,
         graphs,
     )
     for pair in module.pairs()

@@ -99,7 +99,9 @@ _GERMAN_COLUMNS = (
 )
 
 
-def compas(*, filtered: bool = True, directory: str | Path | None = None) -> Table:
+def compas(
+    *, filtered: bool = True, followed: bool = False, directory: str | Path | None = None
+) -> Table:
     """Risk scores and two-year re-arrest of defendants in Broward County, Florida, 2013 and 2014.
 
     ``decile_score`` (1 to 10) is the score of the COMPAS tool, ``two_year_recid`` whether the
@@ -109,6 +111,8 @@ def compas(*, filtered: bool = True, directory: str | Path | None = None) -> Tab
     Args:
         filtered: Keep the 6,172 rows that ProPublica analyzed: screening within 30 days of the
             arrest, a known outcome, no ordinary traffic offence, a score. Otherwise all 7,214.
+        followed: Keep those alone who were scored by 1 April 2014, two years before the data were
+            collected. People scored later are in the file only if they were charged again.
         directory: Folder to read from instead of the installed package
             (see :func:`companion.data.locate`).
 
@@ -126,8 +130,8 @@ def compas(*, filtered: bool = True, directory: str | Path | None = None) -> Tab
     References:
         Angwin, Larson, Mattu and Kirchner, "Machine Bias", ProPublica, 23 May 2016, and Larson et
         al., "How We Analyzed the COMPAS Recidivism Algorithm", same date. ProPublica published
-        the data; no license is stated. Known flaw: the two-year window is cut wrongly for part of
-        the rows (Barenstein 2019, arXiv:1906.04711).
+        the data; no license is stated. Known flaw: the two-year window is cut wrongly for those
+        who were charged again (Barenstein 2019, arXiv:1906.04711); ``followed`` mends it.
 
     Book: ``trust/fairness``.
     """
@@ -136,6 +140,8 @@ def compas(*, filtered: bool = True, directory: str | Path | None = None) -> Tab
     rows = list(csv.DictReader(io.StringIO(text)))
     if filtered:
         rows = [row for row in rows if _propublica_keeps(row)]
+    if followed:
+        rows = [row for row in rows if row["compas_screening_date"] <= "2014-04-01"]
     return _table(rows, _COMPAS_NUMBERS, _COMPAS_CATEGORIES)
 
 

@@ -367,6 +367,18 @@ def test_compas_reproduces_the_published_disparity() -> None:
     assert rates(white) == (pytest.approx(0.2345, abs=5e-5), pytest.approx(0.4772, abs=5e-5))
 
 
+def test_compas_keeps_those_who_could_be_followed_for_two_years() -> None:
+    everyone, followed = data.compas(filtered=False), data.compas(filtered=False, followed=True)
+    assert len(followed) == 6_216
+    # Barenstein, arXiv:1906.04711: 45.1 and 36.2 percent.
+    shares = [float(t.number("two_year_recid").mean()) for t in (everyone, followed)]
+    assert shares == [pytest.approx(0.4507, abs=5e-5), pytest.approx(0.3625, abs=5e-5)]
+    # Only people who were charged again are left out.
+    negatives = [int((t.number("two_year_recid") == 0).sum()) for t in (everyone, followed)]
+    assert negatives[0] == negatives[1]
+    assert followed.names == everyone.names
+
+
 def test_compas_holds_no_personal_column() -> None:
     table = data.compas(filtered=False)
     assert len(table.names) == 17

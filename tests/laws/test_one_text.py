@@ -83,7 +83,12 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("evaluate_analogies", "questions"): [lambda f: f(TABLE, ["abca"]), lambda f: f(TABLE, "abca")],
     ("evaluate_word_pairs", "first"): [lambda f: f(TABLE, "abc", ["b", "c", "a"], SCORE)],
     ("evaluate_word_pairs", "second"): [lambda f: f(TABLE, ["b", "c", "a"], "abc", SCORE)],
+    ("group_ids", "columns"): [lambda f: f("abc"), lambda f: f(["a", "b"], "ab")],
     ("input_hessian", "targets"): [lambda f: f(small_decoder(), "down").__enter__()],
+    ("part_log_probs", "texts"): [
+        lambda f: f(bare("TextDecoder"), "the cat"),
+        lambda f: f(bare("TextDecoder"), ["the cat"]),
+    ],
     ("prune_", "targets"): [lambda f: f(small_decoder(), [], targets="down")],
     ("replace_linears", "targets"): [
         lambda f: f(torch.nn.Sequential(torch.nn.Linear(2, 3)), "query", lambda m, p: m)

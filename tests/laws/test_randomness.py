@@ -26,6 +26,7 @@ from companion.pretraining.denoising import Tokens
 from companion.pretraining.masked import sentence_boundaries
 from companion.transformer.block import Decoder, TransformerConfig
 from companion.transformer.multi_head import MultiHeadAttention
+from companion.trust.fairness import Acceptance, Cells, DerivedPredictor
 
 from .public import callables, numbers, parameters, plain
 
@@ -125,6 +126,13 @@ IDS = torch.arange(20, 96).view(4, 19)
 SHORT = torch.arange(15).view(5, 3) % 11
 SYMMETRIC = (TABLES[17, 17] + TABLES[17, 17].T).abs()
 
+TABLE = Cells(*torch.tensor([[60, 50], [10, 20], [20, 30], [30, 20]]))
+HALF = torch.tensor([[0.5]]).double()
+COIN = DerivedPredictor(
+    levels=torch.zeros(1).double(),
+    best=Acceptance(accept=HALF, gain=0.0, tpr=HALF[0], fpr=HALF[0], selection=HALF[0]),
+)
+
 #: For each function what it draws, as a table of choices that do not depend on one another.
 FACTS = torch.tensor([[0, 1, 2], [3, 0, 8]])
 
@@ -140,6 +148,13 @@ def tables(module: nn.Module) -> dict[str, Any]:
 
 
 CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
+    "bootstrap": lambda f, g: {
+        "tables": f(TABLE, lambda c: c.tp.double(), resamples=17, generator=g).resamples
+    },
+    "null_gaps": lambda f, g: {"gaps": f(torch.tensor([50, 70]), 0.4, draws=17, generator=g)},
+    "DerivedPredictor.predict": lambda f, g: {
+        "decisions": f(COIN, torch.zeros(29).double(), torch.zeros(29).long(), generator=g)
+    },
     "ComplEx": lambda f, g: tables(f(5, 3, dim=4, generator=g)),
     "DistMult": lambda f, g: tables(f(5, 3, dim=4, generator=g)),
     "GAT": lambda f, g: named(f(3, 2, heads=2, generator=g), "weight", "source", "target"),
