@@ -67,9 +67,9 @@ def schema_regex(schema: object, *, whitespace: int | None = None) -> str:
 
     The texts are a part of all instances: properties come in the order of the schema, others do not
     come at all (which any ``additionalProperties`` allows), and values of ``enum`` are written as
-    ``json.dumps`` writes them. A ``\u`` escape is a character, never half a pair. Patterns are those
-    of ECMA-262, as JSON Schema has it: ``.`` is no end of a line, and ``\S`` no white space of
-    Unicode. An object without ``properties`` may have any members, one name twice among them.
+    ``json.dumps`` writes them. A ``\u`` escape is a character, never half a pair. Patterns are
+    those of ECMA-262, as JSON Schema has it: ``.`` is no end of a line, and ``\S`` no white space
+    of Unicode. An object without ``properties`` may have any members, one name twice among them.
 
     Args:
         schema: The schema, as ``json.loads`` gives it.

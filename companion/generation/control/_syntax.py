@@ -111,8 +111,17 @@ CLASSES = {
 #: What JSON Schema means by ``\\s`` and the dot, after ECMA-262: all white space of Unicode, and no
 #: end of a line.
 WHITE: Ranges = tidy(
-    [*SPACE, (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029)]
-    + [(0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)]
+    [
+        *SPACE,
+        (0xA0, 0xA0),
+        (0x1680, 0x1680),
+        (0x2000, 0x200A),
+        (0x2028, 0x2029),
+        (0x202F, 0x202F),
+        (0x205F, 0x205F),
+        (0x3000, 0x3000),
+        (0xFEFF, 0xFEFF),
+    ]
 )
 LINE_ENDS: Ranges = ((10, 10), (13, 13), (0x2028, 0x2029))
 HEX = frozenset("0123456789abcdefABCDEF")
