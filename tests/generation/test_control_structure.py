@@ -6,6 +6,7 @@ import random
 import re
 from collections import defaultdict
 from functools import cache
+from itertools import product
 from typing import Any
 
 import jsonschema
@@ -291,6 +292,32 @@ PATTERNS = [
 def test_an_automaton_matches_what_re_matches(expression: str, text: str) -> None:
     theirs = re.compile(expression, re.ASCII).fullmatch(text) is not None
     assert co.Automaton.from_regex(expression).matches(text) == theirs
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "a*",
+        "(ab|a)*b?",
+        "(a*b*)*",
+        "(a+b?){2}",
+        "(a?b){1,3}",
+        "(ab*){2,}",
+        "(a|b){0}",
+        "(|a)(b|)",
+        "((a|b)(a|b))*",
+        "(a{2,3}|b){1,2}",
+        "((ab){0,2}a?)+",
+        "(a*)+b{0,2}",
+        "(?:(?:a|ab)(?:b|)){2}",
+    ],
+)
+def test_repetitions_match_what_re_matches_on_all_short_texts(expression: str) -> None:
+    automaton, theirs = co.Automaton.from_regex(expression), re.compile(expression)
+    for size in range(9):
+        for letters_ in product("ab", repeat=size):
+            text = "".join(letters_)
+            assert automaton.matches(text) == (theirs.fullmatch(text) is not None), text
 
 
 def test_the_automaton_is_the_smallest() -> None:
