@@ -283,6 +283,7 @@ PATTERNS = [
     r"[\w.]+@\w+",
     "[]a]+",
     r"\x41\u00e9[\t-\r]?",
+    "[b-]+",
 ]
 
 
@@ -318,6 +319,12 @@ def test_repetitions_match_what_re_matches_on_all_short_texts(expression: str) -
         for letters_ in product("ab", repeat=size):
             text = "".join(letters_)
             assert automaton.matches(text) == (theirs.fullmatch(text) is not None), text
+
+
+def test_sets_may_hold_a_dash_at_their_end_and_the_first_character() -> None:
+    assert co.Automaton.from_regex("[a-]{2}").matches("-a")
+    assert co.Automaton.from_regex(r"[\x00b]").matches("\x00")
+    assert not co.Automaton.from_regex(r"[^\x00]").matches("\x00")
 
 
 def test_the_automaton_is_the_smallest() -> None:
@@ -805,6 +812,9 @@ def test_healing_takes_back_as_many_tokens_as_lie_in_one() -> None:
     vocabulary = co.Vocabulary([b"x", b"ht", b"tp", b"s", b"https", b":", b"://"])
     assert co.heal([0, 1, 2], vocabulary) == (([0]), b"http")
     assert co.heal([0, 5], vocabulary) == ([0], b":")
+    # The last token alone might go on, and so might both: both are taken back.
+    both = co.Vocabulary([b"x", b"ht", b"tp", b"tps", b"https"])
+    assert co.heal([0, 1, 2], both) == ([0], b"http")
     assert co.heal([0, 4], vocabulary) == ([0, 4], b"")  # no token begins with https
     with pytest.raises(ValueError, match="tokens of the prompt"):
         co.heal([], vocabulary)
