@@ -87,6 +87,21 @@ def test_a_lost_path_would_be_noticed() -> None:
     assert _crf._scaled(chain) is not None
 
 
+def test_a_share_below_the_normal_numbers_keeps_its_digits() -> None:
+    # Two tags that never follow each other. e^-735 has about four digits left in float64, and in
+    # the end nothing else remains: a scaled sum would be wrong by 1e-4, and would not be NaN.
+    psi = torch.tensor([[[0.0, -735.0], [-737.0, 0.0]]], dtype=torch.float64)
+    apart = torch.tensor([[0.0, NEVER], [NEVER, 0.0]], dtype=torch.float64)
+    psi.requires_grad_()
+    have = el.crf_log_partition(psi, apart)
+    assert have.item() == pytest.approx(-735 + math.log1p(math.exp(-2)), rel=1e-15)
+    (slope,) = torch.autograd.grad(have.sum(), psi)
+    want = torch.full((2,), 1 / (1 + math.exp(-2)), dtype=torch.float64)
+    torch.testing.assert_close(slope[0, :, 1], want, rtol=1e-12, atol=0)
+    told = el.crf_marginals(psi.detach(), apart)
+    torch.testing.assert_close(told.tags, slope, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(("scale", "constrained"), SCALES)
 @pytest.mark.parametrize("learns", [False, True])
 def test_marginals_entropy_and_paths_are_those_of_all_paths(
@@ -251,8 +266,26 @@ def test_where_nothing_is_allowed_there_is_no_path() -> None:
     best = el.viterbi(psi, never)
     assert best.tags.tolist() == [[-1, -1]]
     assert best.score.item() == NEVER
+    # There is no distribution, and so no marginal and no entropy; the sum has no slope.
+    assert el.crf_marginals(psi, never).tags.isnan().all()
+    assert el.crf_entropy(psi, never).isnan().all()
+    scores = psi.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(el.crf_log_partition(scores, never).sum(), scores)
+    assert (slope == 0).all()
     # One token has no transition.
     assert el.crf_log_partition(psi[:, :1], never).item() == pytest.approx(math.log(2))
+
+
+def test_a_tag_that_is_ruled_out_at_one_token_takes_nothing() -> None:
+    s = scores()
+    s["emissions"][:, 1, 2] = NEVER
+    s["emissions"].requires_grad_()
+    have = el.crf_log_partition(**s, real=REAL)
+    torch.testing.assert_close(have, brute(s), rtol=1e-13, atol=1e-12)
+    (slope,) = torch.autograd.grad(have.sum(), s["emissions"])
+    assert torch.isfinite(slope).all()
+    assert (slope[:, 1, 2] == 0).all()
+    assert torch.isfinite(el.crf_entropy(**s, real=REAL)).all()
 
 
 def test_half_precision_is_summed_in_float32() -> None:

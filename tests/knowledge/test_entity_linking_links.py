@@ -51,14 +51,52 @@ def test_smoothing_keeps_what_was_never_counted() -> None:
 def test_an_index_refuses_what_it_cannot_rank() -> None:
     with pytest.raises(ValueError, match="two names have the key 'us'"):
         el.CandidateIndex({"US": {"a": 1}, "us": {"b": 1}})
-    with pytest.raises(ValueError, match="needs candidates with counts of 0 or more"):
+    with pytest.raises(ValueError, match="needs candidates with finite counts of 0 or more"):
         el.CandidateIndex({"x": {}})
+    for count in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="needs candidates with finite counts"):
+            el.CandidateIndex({"x": {"a": 1.0, "b": count}})
     with pytest.raises(ValueError, match="is not among the 5 entities"):
         el.CandidateIndex({k: COUNTS[k] for k in ("Paris", "Jordan")}).number("nobody")
     with pytest.raises(ValueError, match="mentions must hold several texts"):
         el.CandidateIndex(COUNTS).lookup("Paris", 2)
     with pytest.raises(ValueError, match="k must be 1 or more"):
         el.CandidateIndex(COUNTS).lookup(["Paris"], 0)
+
+
+def test_an_index_keeps_its_counts_when_the_callers_change() -> None:
+    counts = {"x": {"a": 3.0, "b": 1.0}}
+    index = el.CandidateIndex(counts, smoothing=0.0)
+    counts["x"]["b"], counts["y"] = 99.0, {"c": 1.0}
+    assert index.counts == {"x": {"a": 3.0, "b": 1.0}}
+    assert "y" not in index
+    torch.testing.assert_close(index.lookup(["x"], 2).log_prior.exp(), torch.tensor([[0.75, 0.25]]))
+
+
+def test_what_stands_where_no_candidate_is_does_not_matter() -> None:
+    h, e = numbers(2, 5).requires_grad_(), numbers(2, 3, 5, seed=1)
+    prior = torch.tensor([[-0.4, NEVER, -1.2], [-0.3, -0.2, NEVER]], dtype=torch.float64)
+    want = el.link_log_probs(h, e, log_prior=prior)
+    (slope,) = torch.autograd.grad(want[:, 0].sum(), h)
+    e[prior == NEVER] = math.nan
+    for known in ({"log_prior": prior}, {"log_prior": prior, "real": prior > NEVER}):
+        have = el.link_log_probs(h, e, **known)
+        torch.testing.assert_close(have, want)
+        torch.testing.assert_close(torch.autograd.grad(have[:, 0].sum(), h)[0], slope)
+    alone = el.link_log_probs(h, e, real=prior > NEVER)
+    assert torch.isfinite(alone[prior > NEVER]).all()
+    scores, vectors = torch.tensor([[0.5, NEVER], [0.0, 0.1]]), torch.ones(2, 2, 1)
+    vectors[0, 1] = math.nan
+    for exact in (True, False):
+        assert el.coherent_links(scores, vectors, exact=exact).tolist() == [0, 1]
+
+
+def test_a_text_without_mentions_has_no_links() -> None:
+    chosen = el.coherent_links(torch.zeros(0, 3), torch.zeros(0, 3, 2))
+    assert chosen.shape == (0,)
+    assert el.link_log_probs(torch.zeros(0, 3), torch.zeros(0, 2, 3)).shape == (0, 2)
+    nil = el.link_log_probs(torch.zeros(2, 3), torch.zeros(2, 0, 3), nil=0.3)
+    assert nil.tolist() == [[0.0], [0.0]]
 
 
 def test_links_are_a_softmax_over_the_candidates() -> None:
@@ -271,6 +309,24 @@ def test_knowbert_leaves_a_sentence_without_spans_alone() -> None:
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)
 
 
+def test_words_attend_to_all_spans_with_the_scale_of_the_entities() -> None:
+    layer = seeded(el.KnowBertLayer(5, 3, hidden=4))
+    words, spans = numbers(1, 4, 5), torch.zeros(1, 3, 4, dtype=torch.bool)
+    spans[0, 0, :2], spans[0, 1, 3:] = True, True  # the third one is padding
+    candidates, prior = numbers(1, 3, 2, 3, seed=1), numbers(1, 3, 2, seed=2).log_softmax(-1)
+    probs = layer.link_probs(words, spans, candidates, prior)
+    low = words[0] @ layer.down.weight.t() + layer.down.bias
+    rows = []
+    for m in range(2):
+        inside = low[spans[0, m]]
+        pooled = (inside @ layer.query).softmax(0) @ inside
+        rows.append(pooled + probs[0, m, :2] @ candidates[0, m])
+    knowledge = torch.stack(rows)
+    weights = (low @ knowledge.t() / math.sqrt(3)).softmax(1)
+    want = words[0] + weights @ knowledge @ layer.up.weight.t()
+    torch.testing.assert_close(layer(words, spans, candidates, prior)[0], want)
+
+
 def test_knowbert_starts_with_a_pseudo_inverse() -> None:
     layer = el.KnowBertLayer(7, 3)
     torch.testing.assert_close(layer.down.weight @ layer.up.weight, torch.eye(3), rtol=0, atol=1e-5)
@@ -313,6 +369,12 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         el.link_log_probs(h, e, log_prior=torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"entities must have shape \(2, 5\)"):
         el.in_batch_loss(h, h[:1])
+    with pytest.raises(ValueError, match="the batch is empty"):
+        el.in_batch_loss(h[:0], h[:0])
+    with pytest.raises(ValueError, match="log_q must be finite"):
+        el.in_batch_loss(h, h, log_q=torch.tensor([0.0, NEVER]))
+    with pytest.raises(ValueError, match="real must be boolean"):
+        el.link_log_probs(h, e, real=torch.ones(2, 3).long())
     with pytest.raises(ValueError, match=r"entities must have shape \(3, 2, \*\)"):
         el.coherent_links(torch.zeros(3, 2), torch.zeros(3, 4, 5))
     with pytest.raises(ValueError, match=r"predicted must have shape \(2,\)"):
@@ -322,6 +384,12 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         el.ERNIEFusion(5, 3, 7)(words, torch.zeros(2, 4, 3), present)
     with pytest.raises(ValueError, match=r"present must have shape \(2, 4\)"):
         el.GatedFusion(5, 3)(words, torch.zeros(2, 4, 3), present)
+    there = torch.zeros(2, 4, dtype=torch.bool)
+    for layer in (el.ERNIEFusion(5, 3, 7), el.GatedFusion(5, 3)):
+        with pytest.raises(ValueError, match=r"entities must have shape \(2, 4, 3\)"):
+            layer(words, torch.zeros(2, 4, 6), there)
+        with pytest.raises(ValueError, match=r"words must have shape \(\*, \*, 5\)"):
+            layer(words[..., :4], torch.zeros(2, 4, 3), there)
     with pytest.raises(ValueError, match=r"query must have shape \(5,\)"):
         el.span_vectors(words, torch.zeros(2, 1, 4).bool(), torch.zeros(4))
     with pytest.raises(ValueError, match=r"candidates must have shape \(2, 6"):

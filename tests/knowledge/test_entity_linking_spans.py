@@ -137,6 +137,41 @@ def test_a_long_span_is_paired_once() -> None:
     assert scores.partial == pytest.approx(2 * 0.5 / 4)
 
 
+@pytest.mark.parametrize("seed", range(150))
+def test_overlaps_are_as_many_pairs_as_there_can_be(seed: int) -> None:
+    draw = random.Random(seed)
+
+    def some() -> list[el.Span]:
+        found, place = [], 0
+        for _ in range(draw.randint(0, 5)):
+            start = place + draw.randint(0, 2)
+            place = start + draw.randint(1, 4)
+            found.append(el.Span(start, place, draw.choice("XY")))
+        return found
+
+    def most(gold: list[el.Span], told: list[el.Span], *, label: bool) -> int:
+        if not gold:
+            return 0
+        best = most(gold[1:], told, label=label)
+        for i, other in enumerate(told):
+            meet = gold[0].start < other.end and other.start < gold[0].end
+            if meet and (not label or gold[0].label == other.label):
+                best = max(best, 1 + most(gold[1:], [*told[:i], *told[i + 1 :]], label=label))
+        return best
+
+    gold, told = some(), some()
+    length = max([1, *(s.end for s in gold + told)])
+    scores = el.overlap_scores(
+        [el.tags_from_spans(gold, length)], [el.tags_from_spans(told, length)], scheme="BIO"
+    )
+    total = max(len(gold) + len(told), 1)
+    exact = len({s[:2] for s in gold} & {s[:2] for s in told})
+    assert scores.label == pytest.approx(2 * most(gold, told, label=True) / total)
+    assert scores.exact == pytest.approx(2 * exact / total)
+    partial = (exact + most(gold, told, label=False)) / 2
+    assert scores.partial == pytest.approx(2 * partial / total)
+
+
 @pytest.mark.usefixtures("own_checks")
 def test_what_does_not_fit_is_refused() -> None:
     wrong: Any = "IOB"
@@ -156,3 +191,8 @@ def test_what_does_not_fit_is_refused() -> None:
         el.tag_names(["X", "X"])
     with pytest.raises(ValueError, match=r"span \[1, 3\) is empty, outside"):
         el.tags_from_spans([el.Span(0, 2, "X"), el.Span(1, 3, "X")], 4)
+    with pytest.raises(ValueError, match=r"span \[0, 2\) has no label"):
+        el.tags_from_spans([el.Span(0, 2, "")], 4)
+    for tags in ([], ["O", "O"]):
+        with pytest.raises(ValueError, match="tags must be different, and one at least"):
+            el.tag_constraints(tags)

@@ -218,6 +218,14 @@ def test_energy_is_the_quadratic_form_and_smoothing_lowers_it() -> None:
     assert energies == sorted(energies, reverse=True)
 
 
+def test_energy_counts_one_loop_a_node_however_many_stand_there() -> None:
+    h, edges = numbers(7, 3), drawn(7, 11, loops=False)
+    edges = torch.cat([edges, edges.flip(0)], 1).unique(dim=1)
+    some = torch.tensor([[0, 5], [0, 5]])
+    want = dirichlet_energy(h, edges)
+    torch.testing.assert_close(dirichlet_energy(h, torch.cat([edges, some], 1)), want)
+
+
 def test_colors_tell_apart_what_networkx_hashes_differently() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # networkx says that its hashes changed in a version
@@ -238,6 +246,23 @@ def test_colors_tell_apart_what_networkx_hashes_differently() -> None:
     assert wl_same(ring(6), two, nodes=(6, 6))  # and yet they are not isomorphic
     assert not networkx.is_isomorphic(six, twice)
     assert not wl_same(ring(6), ring(7), nodes=(6, 7))
+
+
+def test_graphs_that_differ_only_far_away_need_many_rounds() -> None:
+    def path_with_a_leaf(place: int) -> Tensor:  # at a node of a path of nine; the leaf is node 9
+        there = torch.tensor([[k, k + 1] for k in range(8)] + [[place, 9]]).T
+        return torch.cat([there, there.flip(0)], 1)
+
+    first, second = path_with_a_leaf(3), path_with_a_leaf(4)
+    both = torch.cat([first, second + 10], 1)
+    counts = []
+    for colors in wl_colors(both, nodes=20, rounds=6):
+        counts.append([sorted(half.tolist()) for half in colors.split(10)])
+    equal = [one == other for one, other in counts]
+    assert equal[:3] == [True] * 3
+    assert not any(equal[4:])
+    assert not wl_same(first, second, nodes=(10, 10))
+    assert wl_same(first, path_with_a_leaf(5), nodes=(10, 10))  # the same, read from the other end
 
 
 def test_colors_stay_small_and_refine() -> None:
@@ -285,6 +310,19 @@ def test_the_marginal_is_a_mixture_and_its_posterior_weighs_gradients() -> None:
     (slope,) = torch.autograd.grad(got[:, 4].sum(), y)
     posterior = retrieval_posterior(z, y[..., 4].detach())
     torch.testing.assert_close(slope[..., 4], posterior)
+
+
+def test_probabilities_of_texts_may_be_rounded_but_not_left_as_scores() -> None:
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        z = numbers(300).log_softmax(-1).to(dtype)
+        posterior = retrieval_posterior(z, torch.zeros_like(z))
+        torch.testing.assert_close(posterior.double(), z.double().softmax(-1), rtol=0.02, atol=0)
+        with pytest.raises(ValueError, match="apply log_softmax"):
+            retrieval_posterior(z + 0.2, torch.zeros_like(z))
+    nothing = fact_share(
+        torch.zeros(1, 2), torch.zeros(3, 2), torch.zeros(1, 2), mask=torch.zeros(1, 3).bool()
+    )
+    assert nothing.tolist() == [1.0]
 
 
 def test_layers_run_without_numbers() -> None:

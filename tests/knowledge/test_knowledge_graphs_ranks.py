@@ -41,6 +41,54 @@ def some_facts(seed: int) -> Tensor:
     return all_triples[torch.randperm(len(all_triples), generator=g)[:41]]
 
 
+def test_equal_infinite_scores_are_ties_within_any_tolerance() -> None:
+    for tolerance in (0.0, 0.1):
+        none = rank(torch.full((3,), -torch.inf), torch.tensor(0), tolerance=tolerance)
+        assert [int(part) for part in none] == [0, 2, 3]
+        best = rank(torch.tensor([torch.inf, torch.inf, 1.0]), torch.tensor(2), tolerance=tolerance)
+        assert [int(part) for part in best] == [2, 0, 3]
+        table = Table(torch.full((3, 1, 3), -torch.inf))
+        known = KnownFacts(torch.tensor([[0, 0, 1], [0, 0, 2]]), entities=3, relations=1)
+        ranks = filtered_ranks(table, known_facts(known), known=known, tolerance=tolerance)
+        assert ranks.by("realistic").tolist() == [[2.0, 1.5]]
+
+
+def test_scores_within_a_tolerance_are_ties() -> None:
+    scores = torch.tensor([1.0, 1.25, 0.75, 1.5, 0.5])
+    for tolerance, want in ((0.0, [2, 0, 5]), (0.25, [1, 2, 5]), (0.5, [0, 4, 5])):
+        assert [int(part) for part in rank(scores, torch.tensor(0), tolerance=tolerance)] == want
+        table = Table(scores.expand(5, 1, 5))
+        known = KnownFacts(torch.tensor([[3, 0, 0], [3, 0, 3]]), entities=5, relations=1)
+        tails = filtered_ranks(table, known_facts(known), known=known, tolerance=tolerance)
+        want = [want[0] - (tolerance < 0.5), want[1] - (tolerance == 0.5), 4]  # 1.5 is left out
+        assert [int(part[0, 1]) for part in tails] == want
+
+
+def known_facts(known: KnownFacts) -> Tensor:
+    """The first fact of a filter."""
+    head = torch.arange(known.entities)
+    row, tail = known.tails(head, torch.zeros_like(head))
+    return torch.stack([row[0], torch.tensor(0), tail[0]])[None]
+
+
+def test_short_integers_do_not_overflow_in_large_graphs() -> None:
+    facts = torch.tensor([[99_998, 49_999, 99_997], [7, 49_998, 99_999]])
+    size = {"entities": 100_000, "relations": 50_000}
+    for whole in (facts, facts.int()):
+        known = KnownFacts(whole, **size)
+        assert known.tails(whole[:, 0], whole[:, 1])[1].tolist() == [99_997, 99_999]
+        assert known.heads(whole[:, 1], whole[:, 2])[1].tolist() == [99_998, 7]
+    turned = torch.tensor([[99_999, 0, 99_998], [99_998, 1, 99_999]], dtype=torch.int32)
+    rules = InverseRules(turned, entities=100_000, relations=2)
+    torch.testing.assert_close(rules.confidence, torch.tensor([[0.0, 1.0], [1.0, 0.0]]) / 6)
+
+
+def test_one_candidate_has_no_adjusted_index() -> None:
+    alone = link_metrics(rank(torch.zeros(1), torch.tensor(0)))
+    assert alone.mrr == 1.0
+    assert alone.adjusted != alone.adjusted
+
+
 @given(st.integers(0, 50), st.integers(1, 4))
 def test_filtered_ranks_are_those_of_counting(seed: int, levels: int) -> None:
     g = torch.Generator().manual_seed(seed)
@@ -173,6 +221,9 @@ def test_hits_and_means_by_hand() -> None:
     assert (got.hits_1, got.hits_3, got.hits_10) == pytest.approx((1 / 3, 1 / 3, 2 / 3))
     assert got.mean_rank == pytest.approx(16 / 3)
     assert got.adjusted == pytest.approx(1 - 13 / 14)
+    each = torch.arange(13)  # ranks from 1 to 13, so that each bound is met
+    hits = link_metrics(Ranks(each, torch.zeros_like(each), torch.full_like(each, 17)))
+    assert (hits.hits_1, hits.hits_3, hits.hits_10) == pytest.approx((1 / 13, 3 / 13, 10 / 13))
 
 
 def test_inputs_stay_and_gradients_are_not_kept() -> None:
@@ -202,6 +253,8 @@ def test_refusals_say_what_to_do() -> None:
         filtered_ranks(broken, facts, known=known)
     with pytest.raises(ValueError, match="NaN, which has no rank"):
         rank(torch.tensor([0.0, torch.nan]), torch.tensor(0))
+    with pytest.raises(ValueError, match=r"scores must have shape \(41, 8\)"):
+        filtered_ranks(broken, facts, known=KnownFacts(facts, entities=8, relations=3))
     with pytest.raises(ValueError, match="no facts to ask"):
         filtered_ranks(broken, facts[:0], known=known)
     with pytest.raises(ValueError, match="ties must be one of"):

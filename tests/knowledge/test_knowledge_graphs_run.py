@@ -17,10 +17,22 @@ from companion.pretraining.autoregressive import initialize, llama_config, next_
 
 
 def test_the_run_trains_chooses_and_reports(scripts: Any) -> None:
-    asked = ("--graphs", "nations", "--seeds", "1", "--epochs", "2", "--encoders-on", "nations")
+    asked = (
+        "--graphs",
+        "nations",
+        "--seeds",
+        "1",
+        "--epochs",
+        "2",
+        "--encoders-on",
+        "nations",
+        "--dim",
+        "8",
+    )
     results = scripts.run("knowledge_graphs", *asked).results
     told = results["graphs"]["nations"]
     assert [row["model"] for row in told["trained"]] == ["TransE", "DistMult", "ComplEx", "RotatE"]
+    assert [row["model"] for row in results["wide"]] == ["TransE", "DistMult", "ComplEx", "RotatE"]
     assert [row["arm"] for row in results["encoders"]] == ["none", "kept", "dropped"]
     assert told["groups"]["turned"] + told["groups"]["new_pair"] == 201
     none = results["encoders"][0]
@@ -34,6 +46,17 @@ def test_the_stored_baselines_are_those_of_the_library() -> None:
         known = KnownFacts(torch.cat([graph.train, graph.valid, graph.test]), **sizes)
         ranks = filtered_ranks(Popularity(graph.train, **sizes), graph.test, known=known)
         assert round(link_metrics(ranks).mrr, 4) == told["counted"]["popularity"]["all"][0]
+
+
+def test_a_penalty_on_large_entries_leaves_angles_alone(scripts: Any) -> None:
+    script = scripts.load("knowledge_graphs")
+    facts = torch.tensor([[0, 1, 2], [2, 0, 2]])
+    for kind in (script.DistMult, script.RotatE):
+        model = kind(3, 2, dim=4, generator=generator(0))
+        entity, relation = (table.detach() for table in model.parameters())
+        want = (entity.abs() ** 3).T @ torch.tensor([1.0, 0.0, 3.0])
+        total = want.sum() + (0 if kind is script.RotatE else (relation.abs() ** 3).sum())
+        torch.testing.assert_close(script.cubed(model, facts), total)
 
 
 def test_the_settings_were_chosen_without_the_test(scripts: Any) -> None:

@@ -181,14 +181,15 @@ def _scaled(chain: _Chain) -> _Sums | None:
     """
     psi, T, a, b, lengths, _ = chain
     batch, n, K = psi.shape
-    e = psi.double().transpose(0, 1)
+    e = psi.transpose(0, 1).contiguous().double()
     high = e.amax(-1, keepdim=True)
     if not bool(high.isfinite().all()):
         return None
     x = (e - high).exp()
     back = lengths - 1 - torch.arange(n, device=lengths.device)[:, None]
-    index = back.clamp_min(0)[..., None].expand(n, batch, K)
-    x2 = torch.stack([x, x.gather(0, index)], 1)
+    row = torch.arange(batch, device=lengths.device)
+    mirror = (back.clamp_min(0) * batch + row).flatten()
+    x2 = torch.stack([x, x.view(-1, K).index_select(0, mirror).view(n, batch, K)])
     edges = torch.stack([a, b]).double()
     top = edges.amax(-1, keepdim=True)
     highest = T.double().amax()
@@ -197,34 +198,36 @@ def _scaled(chain: _Chain) -> _Sums | None:
     edge = (edges - top).exp()
     move = (T.double() - highest).exp()
     moves = torch.stack([move, move.t()])
-    shares = torch.empty(n, 2, batch, K, dtype=torch.float64)
-    scale = torch.empty(n, 2, batch, 1, dtype=torch.float64)
-    p = torch.mul(x2[0], edge[:, None], out=shares[0])
-    torch.sum(p, -1, keepdim=True, out=scale[0])
-    p.div_(scale[0])
-    for t in range(1, n):
-        p = torch.bmm(shares[t - 1], moves, out=shares[t])
-        p.mul_(x2[t])
-        torch.sum(p, -1, keepdim=True, out=scale[t])
-        p.div_(scale[t])
+    shares = torch.empty(2, n, batch, K, dtype=torch.float64)
+    scale = torch.empty(2, n, batch, 1, dtype=torch.float64)
+    steps = zip(shares.unbind(1), scale.unbind(1), x2.unbind(1), strict=True)
+    before: Tensor | None = None
+    for p, total, fit in steps:
+        if before is None:
+            torch.mul(fit, edge[:, None], out=p)
+        else:
+            torch.bmm(before, moves, out=p).mul_(fit)
+        torch.sum(p, -1, keepdim=True, out=total)
+        before = p.div_(total)
     inside = torch.arange(n, device=lengths.device)[:, None] < lengths
     small = ~(shares >= TINY)
-    small &= inside[:, None, :, None]
+    small &= inside[..., None]
     if bool(small.any()):
         allowed = (T > NEVER).double()
         for side, matrix in enumerate((allowed, allowed.t())):
             can = _reachable(edges[side] > NEVER, matrix, n)
-            if bool((small[:, side] & can[:, None]).any()):
+            if bool((small[side] & can[:, None]).any()):
                 return None
-    logs = scale[:, 0, :, 0].log() + high[..., 0]
+    logs = scale[0, ..., 0].log() + high[..., 0]
     last = (lengths - 1)[None]
-    final = shares[:, 0].gather(0, last[..., None].expand(1, batch, K))[0]
+    final = shares[0].gather(0, last[..., None].expand(1, batch, K))[0]
     ends = final @ edge[1]
     if not bool((ends > TINY).all()):
         return None
     log_z = torch.where(inside, logs, 0.0).sum(0) + ends.log() + top.sum()
     log_z = log_z + (lengths - 1) * highest
-    return _Sums(log_z, shares[:, 0], shares[:, 1].gather(0, index), edge[0])
+    backward = shares[1].view(-1, K).index_select(0, mirror).view(n, batch, K)
+    return _Sums(log_z, shares[0], backward, edge[0])
 
 
 def _expected(chain: _Chain, sums: _Sums, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -380,7 +383,8 @@ def _path_score(chain: _Chain, tags: Tensor) -> Tensor:
     check_ids("tags at real tokens", y, K)
     y = y.long()
     on = psi.gather(2, y[..., None])[..., 0]
-    moved = T.reshape(-1)[(y[:, :-1] * K + y[:, 1:])]
+    steps = y[:, :-1] * K + y[:, 1:]
+    moved = T.reshape(-1).index_select(0, steps.flatten()).view_as(steps)
     score = torch.where(inside, on, 0.0).sum(1)
     score = score + torch.where(inside[:, 1:], moved, 0.0).sum(1)
     last = y.gather(1, lengths[:, None] - 1)[:, 0]
@@ -536,7 +540,8 @@ def crf_marginals(
         real: Where tokens are; everywhere if left out. The others are dropped.
 
     Returns:
-        Marginals of tags, and expected transitions: their gradients pass.
+        Marginals of tags, and expected transitions: their gradients pass. NaN in a row where every
+        path is forbidden, for there is no distribution.
 
     Raises:
         ValueError: As in :func:`crf_score`.
@@ -572,7 +577,7 @@ def crf_entropy(
         real: Where tokens are; everywhere if left out. The others are dropped.
 
     Returns:
-        Nats, from 0 to ``n log K``. Gradients pass.
+        Nats, from 0 to ``n log K``. Gradients pass. NaN where every path is forbidden.
 
     Raises:
         ValueError: As in :func:`crf_score`.

@@ -32,7 +32,7 @@ def first_tokens(
         A vector for each token.
 
     Raises:
-        ValueError: If there are as many starts as vectors does not hold.
+        ValueError: If there are not as many vectors as starts.
 
     Book: :doc:`/book/knowledge/entity_linking`
 
@@ -99,8 +99,9 @@ class ERNIEFusion(nn.Module):
         Raises:
             ValueError: If shapes do not fit.
         """
+        check_shape("words", words, (None, None, self.words_in.in_features))
         check_shape("present", present, tuple(words.shape[:2]))
-        check_shape("entities", entities, (*present.shape, None))
+        check_shape("entities", entities, (*present.shape, self.entities_in.in_features))
         mixed = F.gelu(self.words_in(words) + self.entities_in(_dropped(entities, present)))
         return F.gelu(self.words_out(mixed)), _dropped(F.gelu(self.entities_out(mixed)), present)
 
@@ -147,8 +148,9 @@ class GatedFusion(nn.Module):
         Raises:
             ValueError: If shapes do not fit.
         """
+        check_shape("words", words, (None, None, self.from_words.in_features))
         check_shape("present", present, tuple(words.shape[:2]))
-        check_shape("entities", entities, (*present.shape, None))
+        check_shape("entities", entities, (*present.shape, self.project.in_features))
         brought = self.project(_dropped(entities, present))
         gate = torch.sigmoid(self.from_words(words) + self.from_entities(brought))
         return torch.where(present[..., None], gate * words + (1 - gate) * brought, words)
@@ -251,7 +253,8 @@ class KnowBertLayer(nn.Module):
         self, words: Tensor, spans: Tensor, candidates: Tensor, log_prior: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         check_shape("spans", spans, (words.shape[0], None, words.shape[1]))
-        check_shape("candidates", candidates, (*spans.shape[:2], None, None))
+        check_shape("words", words, (None, None, self.down.in_features))
+        check_shape("candidates", candidates, (*spans.shape[:2], None, self.down.out_features))
         check_shape("log_prior", log_prior, tuple(candidates.shape[:3]))
         low = self.down(words)
         pooled = span_vectors(low, spans, self.query)

@@ -11,6 +11,7 @@ was meant is the *prior*; how well the vector of the context fits the vector of 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from companion.core import (
     can_read,
     check_count,
+    check_finite,
     check_floating,
     check_in_range,
     check_several,
@@ -78,8 +80,8 @@ class CandidateIndex:
         entities: Names of all entities; an entity's number is its place.
 
     Raises:
-        ValueError: If a count is negative, a name has no candidate, all its counts are 0 without
-            smoothing, or two names fall together.
+        ValueError: If a count is negative or not finite, a name has no candidate, a count is 0
+            without smoothing, or two names fall together.
 
     Book: :doc:`/book/knowledge/entity_linking`
 
@@ -95,14 +97,17 @@ class CandidateIndex:
 
     def __post_init__(self) -> None:
         check_in_range("smoothing", self.smoothing, low=0.0, open_high=True)
+        # A copy, so that counts and priors stay those of one moment.
+        kept = {name: dict(meant) for name, meant in self.counts.items()}
+        object.__setattr__(self, "counts", kept)
         numbers: dict[str, int] = {}
         table: dict[str, tuple[list[int], list[float]]] = {}
         for name, meant in self.counts.items():
             key = self.normalize(name)
             if key in table:
                 raise ValueError(f"two names have the key {key!r}: add their counts first")
-            if not meant or min(meant.values()) < 0:
-                raise ValueError(f"{name!r} needs candidates with counts of 0 or more")
+            if not meant or not all(0 <= count < math.inf for count in meant.values()):
+                raise ValueError(f"{name!r} needs candidates with finite counts of 0 or more")
             ranked = sorted(meant.items(), key=lambda pair: -pair[1])
             ids = [numbers.setdefault(entity, len(numbers)) for entity, _ in ranked]
             weights = [count + self.smoothing for _, count in ranked]
@@ -181,7 +186,8 @@ def link_log_probs(
 
     Args:
         mentions: Vectors :math:`h` of mentions in their contexts.
-        entities: Vectors of the candidates of each.
+        entities: Vectors of the candidates of each; where there is none, what stands there is not
+            looked at.
         log_prior: Logarithms of their priors; minus infinity for one that does not exist.
         real: Which candidates exist; all with a finite prior if left out.
         scale: Factor :math:`\tau` of the inner products.
@@ -194,7 +200,7 @@ def link_log_probs(
         candidates has minus infinity throughout.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or ``real`` is not boolean.
 
     Book: :doc:`/book/knowledge/entity_linking`
 
@@ -207,12 +213,18 @@ def link_log_probs(
     batch, k, dim = entities.shape if entities.ndim == 3 else (0, 0, 0)
     check_shape("entities", entities, (None, None, None))
     check_shape("mentions", mentions, (batch, dim))
-    score = torch.einsum("bd,bkd->bk", wide(mentions), wide(entities)) * scale
-    exists = torch.ones_like(score, dtype=torch.bool) if real is None else real
+    every = torch.ones(batch, k, dtype=torch.bool, device=entities.device)
+    exists = every if real is None else real
     check_shape("real", exists, (batch, k))
+    if exists.dtype != torch.bool:
+        raise ValueError(f"real must be boolean, got {exists.dtype}: compare it, real != 0")
     if log_prior is not None:
         check_shape("log_prior", log_prior, (batch, k))
         exists = exists & (log_prior > NEVER)
+    # Zeros where none is: 0 times NaN would reach the gradient of the mention.
+    vectors = torch.where(exists[..., None], wide(entities), 0.0)
+    score = torch.einsum("bd,bkd->bk", wide(mentions), vectors) * scale
+    if log_prior is not None:
         score = score + prior_weight * log_prior.masked_fill(~exists, 0.0)
     score = score.masked_fill(~exists, NEVER)
     if nil is not None:
@@ -300,7 +312,8 @@ def in_batch_loss(
         The mean loss in nats.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, the batch is empty, or a frequency is 0, although its
+            entity stands in the batch.
 
     References:
         Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling", doi:10.1145/3298689.3346996;
@@ -316,9 +329,12 @@ def in_batch_loss(
     batch, dim = mentions.shape if mentions.ndim == 2 else (0, 0)
     check_shape("mentions", mentions, (None, None))
     check_shape("entities", entities, (batch, dim))
+    if batch == 0:
+        raise ValueError("the batch is empty: give one mention at least")
     scores = wide(mentions) @ wide(entities).t() * scale
     if log_q is not None:
         check_shape("log_q", log_q, (batch,))
+        check_finite("log_q", log_q)
         scores = scores - log_q
     if ids is not None:
         check_shape("ids", ids, (batch,))
@@ -342,7 +358,7 @@ def coherent_links(
 
     Args:
         scores: Score of each candidate of each mention; minus infinity where there is none.
-        entities: Their vectors.
+        entities: Their vectors; where there is no candidate, what stands there is not looked at.
         weight: The weight :math:`\lambda` of the pairs.
         exact: Try all choices, or change one mention after the other until nothing gets better.
             By default all are tried if there are at most ``limit``.
@@ -374,6 +390,7 @@ def coherent_links(
     check_in_range("weight", weight)
     score, vectors = wide(scores.detach()), wide(entities.detach())
     mentions, k = score.shape
+    vectors = torch.where((score > NEVER)[..., None], vectors, 0.0)
     if can_read(score) and not bool((score > NEVER).any(1).all()):
         raise ValueError("each mention needs a candidate with a finite score")
     # pair[i, a, j, b] is the product of candidate a of i and candidate b of j.
@@ -384,8 +401,11 @@ def coherent_links(
     if exact and not few:
         raise ValueError(f"{k}^{mentions} choices are more than limit = {limit}")
     if few if exact is None else exact:
-        choices = torch.tensor(list(itertools.product(range(k), repeat=mentions)))
-        choices = choices.to(score.device)
+        choices = torch.tensor(
+            list(itertools.product(range(k), repeat=mentions)),
+            dtype=torch.int64,
+            device=score.device,
+        )
         total = score[rows, choices].sum(1)
         for i, j in itertools.combinations(range(mentions), 2):
             total = total + pair[i, choices[:, i], j, choices[:, j]]

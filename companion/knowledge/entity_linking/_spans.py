@@ -163,7 +163,8 @@ def tag_constraints(
         Masks for :class:`LinearChainCRF`.
 
     Raises:
-        ValueError: If a tag does not belong to the scheme, or the scheme is unknown.
+        ValueError: If there is no tag, tags repeat, a tag does not belong to the scheme, or the
+            scheme is unknown.
 
     Book: :doc:`/book/knowledge/entity_linking`
 
@@ -175,6 +176,8 @@ def tag_constraints(
     """
     check_several("tags", tags)
     _check_scheme(scheme, PREFIXES)
+    if not tags or len(set(tags)) != len(tags):
+        raise ValueError(f"tags must be different, and one at least, got {list(tags)}")
     parts = [_parts(tag, scheme) for tag in tags]
 
     def follows(before: tuple[str, str], after: tuple[str, str]) -> bool:
@@ -246,7 +249,8 @@ def tags_from_spans(
         One tag a token.
 
     Raises:
-        ValueError: If spans overlap, are empty or lie outside, or the scheme is unknown.
+        ValueError: If spans overlap, are empty, lie outside or have no label, or the scheme is
+            unknown.
 
     Book: :doc:`/book/knowledge/entity_linking`
 
@@ -261,6 +265,8 @@ def tags_from_spans(
             raise ValueError(
                 f"span [{start}, {end}) is empty, outside of {length} tokens, or overlaps another"
             )
+        if not label:
+            raise ValueError(f"span [{start}, {end}) has no label")
         tags[start:end] = [f"B-{label}", *[f"I-{label}"] * (end - start - 1)]
         if scheme == "BIOES":
             tags[end - 1] = f"{'S' if end - start == 1 else 'E'}-{label}"

@@ -38,7 +38,7 @@ class Popularity:
 
     def __init__(self, train: Int[Tensor, "facts 3"], *, entities: int, relations: int) -> None:
         _check(train, entities, relations)
-        head, relation, tail = train.T
+        head, relation, tail = train.long().T
         self.tail_counts = _table(relation, tail, relations, entities)
         self.head_counts = _table(relation, head, relations, entities)
 
@@ -116,7 +116,7 @@ class InverseRules:
     ) -> None:
         check_in_range("smoothing", smoothing, low=0.0, open_high=True)
         self.popularity = Popularity(train, entities=entities, relations=relations)
-        head, relation, tail = train.T
+        head, relation, tail = train.long().T  # a product of two numbers may need 64 bits
         of_pair = SortedIndex(head * entities + tail, relation, size=relations)
         # Each fact, read backward, proposes the relations that its turned pair has.
         row, implied = of_pair.find(tail * entities + head)

@@ -209,7 +209,8 @@ def dirichlet_energy(
 
     Args:
         states: A row for each node.
-        edges: Undirected edges, each in both directions, without loops; loops are added.
+        edges: Undirected edges, each in both directions. Each node has one loop, whether or not it
+            stands there.
 
     Returns:
         The energy, 0 or above.
@@ -230,7 +231,7 @@ def dirichlet_energy(
     check_floating("states", states)
     check_edges(edges, len(states))
     degree = states.new_ones(len(states)).index_add(
-        0, edges[1], torch.ones_like(edges[1], dtype=states.dtype)
+        0, edges[1], (edges[0] != edges[1]).to(states.dtype)
     )
     scaled = states * degree.rsqrt()[:, None]
     return (scaled[edges[0]] - scaled[edges[1]]).square().sum() / 2

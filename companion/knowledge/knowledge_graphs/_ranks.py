@@ -104,7 +104,7 @@ class LinkMetrics(NamedTuple):
         hits_10: Share of ranks up to 10.
         mean_rank: Mean of the ranks.
         adjusted: Adjusted index of the mean rank: 1 for the best, 0 for chance, whatever the
-            number of candidates.
+            number of candidates. NaN if no question has a second candidate.
     """
 
     mrr: float
@@ -159,11 +159,18 @@ def rank(
         check_same_shape("exclude", exclude, "scores", scores)
         counts = ~exclude
     counts = counts.scatter(-1, truth[..., None], False)
-    if tolerance:
-        better, equal = scores > mine + tolerance, (scores - mine).abs() <= tolerance
-    else:
-        better, equal = scores > mine, scores == mine
+    better, equal = _compare(scores, mine, tolerance)
     return Ranks((better & counts).sum(-1), (equal & counts).sum(-1), counts.sum(-1) + 1)
+
+
+def _compare(scores: Tensor, mine: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Which scores are better than the truth's, and which equal."""
+    same = scores == mine
+    if not tolerance:
+        return scores > mine, same
+    # Infinite scores differ by NaN, so they are compared as they are.
+    equal = same | ((scores - mine).abs() <= tolerance)
+    return (scores > mine) & ~equal, equal
 
 
 class KnownFacts:
@@ -196,7 +203,7 @@ class KnownFacts:
         check_ids("heads and tails", facts[:, ::2], entities)
         check_ids("relations", facts[:, 1], relations)
         self.entities, self.relations = entities, relations
-        head, relation, tail = facts.T
+        head, relation, tail = facts.long().T  # a product of two numbers may need 64 bits
         self._tails = SortedIndex(head * relations + relation, tail, size=entities)
         self._heads = SortedIndex(tail * relations + relation, head, size=entities)
 
@@ -212,7 +219,7 @@ class KnownFacts:
         Returns:
             Places of the questions, and beside them the tails.
         """
-        return self._tails.find(head * self.relations + relation)
+        return self._tails.find(head.long() * self.relations + relation)
 
     def heads(
         self, relation: Int[Tensor, " batch"], tail: Int[Tensor, " batch"]
@@ -226,7 +233,7 @@ class KnownFacts:
         Returns:
             Places of the questions, and beside them the heads.
         """
-        return self._heads.find(tail * self.relations + relation)
+        return self._heads.find(tail.long() * self.relations + relation)
 
 
 @torch.no_grad()
@@ -255,7 +262,8 @@ def filtered_ranks(
         Counts with a row for each fact: first for its head, then for its tail.
 
     Raises:
-        ValueError: If the facts are not triples, a size is below 1, or a score is NaN.
+        ValueError: If the facts are not triples, a size is below 1, a score is NaN, or the model
+            does not score as many entities as are known.
 
     References:
         Bordes et al. 2013 (filtered ranks); Berrendorf et al. 2020, arXiv:2002.06914, and Sun et
@@ -282,6 +290,8 @@ def filtered_ranks(
             (model.heads(relation, tail), head, known.heads(relation, tail)),
             (model.tails(head, relation), tail, known.tails(head, relation)),
         )
+        for scores, _, _ in asked:
+            check_shape("scores", scores, (len(head), known.entities))
         counts = [_without(*question, tolerance) for question in asked]
         sides.append([torch.stack(pair, -1) for pair in zip(*counts, strict=True)])
     return Ranks(*(torch.cat(parts) for parts in zip(*sides, strict=True)))
@@ -305,12 +315,8 @@ def _without(
         # A count of bytes is several times as fast as a sum of truth values.
         return all_of.sum(1) - zero.index_add(0, row, of_known[:, 0].long())
 
-    if tolerance:
-        better = count(scores > mine + tolerance, left_out > its + tolerance)
-        equal = count((scores - mine).abs() <= tolerance, (left_out - its).abs() <= tolerance)
-    else:
-        better = count(scores > mine, left_out > its)
-        equal = count(scores == mine, left_out == its)
+    everywhere, among_known = _compare(scores, mine, tolerance), _compare(left_out, its, tolerance)
+    better, equal = (count(*pair) for pair in zip(everywhere, among_known, strict=True))
     removed = zero.index_add(0, row, torch.ones_like(row))
     return Ranks(better, equal - 1, scores.shape[1] - removed)
 
