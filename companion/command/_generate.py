@@ -93,6 +93,8 @@ def _demand(chosen: argparse.Namespace) -> str | Schema | None:
         raise ValueError(f"there is no file {path}: give one that holds a JSON schema")
     try:
         return Schema(json.loads(path.read_text(encoding="utf-8")))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
 

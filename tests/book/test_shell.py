@@ -317,3 +317,10 @@ def test_python_versions_in_the_text_are_those_of_the_package() -> None:
     assert project["requires-python"] == ">=3.11,<3.14"
     assert "3.11 to 3.13" in PAGES[0].read_text(encoding="utf-8")
     assert "3.11, 3.12 or 3.13" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_each_reference_closes_before_the_next_one_begins() -> None:
+    # A merge of two branches that append here may lose the brace between them.
+    text = (ROOT / "references.bib").read_text(encoding="utf-8")
+    entries = re.split(r"^(?=@)", text, flags=re.MULTILINE)[1:]
+    assert [entry[:40] for entry in entries if entry.count("{") != entry.count("}")] == []

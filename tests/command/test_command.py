@@ -153,6 +153,8 @@ def test_a_constraint_that_cannot_be_met_is_refused_before_the_first_token(
     assert "'minimum' is not supported" in refused(capsys, *words, "--json-schema", path)
     path.write_text("{")
     assert "is not JSON" in refused(capsys, *words, "--json-schema", path)
+    path.write_text("[" * 100_000)
+    assert "nested too deeply" in refused(capsys, *words, "--json-schema", path)
     assert "there is no file" in refused(capsys, *words, "--json-schema", tmp_path / "none")
     assert "not both" in refused(capsys, *words, "--json-schema", path, "--regex", "a")
     assert "is not closed" in refused(capsys, *words, "--regex", "(a")

@@ -111,6 +111,12 @@ def test_what_is_forbidden_stays_forbidden() -> None:
     assert torch.equal(co.guided_logits(c, u, 0.0), u.log_softmax(-1))
     moved = co.experts_logits(c, c, c, 2.0)
     assert torch.equal(moved.isinf(), torch.tensor([False, True, False]))
+    # Both experts forbid what the model allows, or the anti-expert alone: no NaN, no infinity.
+    for base, expert, against in ((torch.ones(3), c, c), (torch.zeros(3), torch.zeros(3), c)):
+        moved = co.experts_logits(base, expert, against, 0.5)
+        assert moved[1] == never
+        assert not bool(moved[:1].isinf().any() | moved.softmax(-1).isnan().any())
+    assert torch.equal(co.experts_logits(torch.zeros(3), c, c, 0.0), torch.zeros(3))
 
 
 def twins(tmp_path: Any) -> tuple[Any, Decoder]:

@@ -6,6 +6,7 @@ import random
 import re
 from collections import defaultdict
 from functools import cache
+from itertools import product
 from typing import Any
 
 import jsonschema
@@ -282,6 +283,7 @@ PATTERNS = [
     r"[\w.]+@\w+",
     "[]a]+",
     r"\x41\u00e9[\t-\r]?",
+    "[b-]+",
 ]
 
 
@@ -291,6 +293,38 @@ PATTERNS = [
 def test_an_automaton_matches_what_re_matches(expression: str, text: str) -> None:
     theirs = re.compile(expression, re.ASCII).fullmatch(text) is not None
     assert co.Automaton.from_regex(expression).matches(text) == theirs
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "a*",
+        "(ab|a)*b?",
+        "(a*b*)*",
+        "(a+b?){2}",
+        "(a?b){1,3}",
+        "(ab*){2,}",
+        "(a|b){0}",
+        "(|a)(b|)",
+        "((a|b)(a|b))*",
+        "(a{2,3}|b){1,2}",
+        "((ab){0,2}a?)+",
+        "(a*)+b{0,2}",
+        "(?:(?:a|ab)(?:b|)){2}",
+    ],
+)
+def test_repetitions_match_what_re_matches_on_all_short_texts(expression: str) -> None:
+    automaton, theirs = co.Automaton.from_regex(expression), re.compile(expression)
+    for size in range(9):
+        for letters_ in product("ab", repeat=size):
+            text = "".join(letters_)
+            assert automaton.matches(text) == (theirs.fullmatch(text) is not None), text
+
+
+def test_sets_may_hold_a_dash_at_their_end_and_the_first_character() -> None:
+    assert co.Automaton.from_regex("[a-]{2}").matches("-a")
+    assert co.Automaton.from_regex(r"[\x00b]").matches("\x00")
+    assert not co.Automaton.from_regex(r"[^\x00]").matches("\x00")
 
 
 def test_the_automaton_is_the_smallest() -> None:
@@ -327,11 +361,50 @@ def test_the_automaton_is_the_smallest() -> None:
         ("[z-a]", "in their order"),
         (r"[^\x00-\uffff\U]", "not supported"),
         ("(a{1000}){1000}", "too large|more than"),
+        ("(" * 5000 + "a" + ")" * 5000, "more than 100 groups"),
+        (r"\u12_3", "4 hexadecimal digits"),
+        (r"\x+1", "2 hexadecimal digits"),
+        (r"\x 1", "2 hexadecimal digits"),
+        (r"\01", "octal"),
+        ("a{\u0663}", "begins no count"),
+        ("\ud800", "no text satisfies"),
+        ("[\ud800-\ud900]", "no text satisfies"),
     ],
 )
 def test_what_no_automaton_has_is_refused(expression: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         co.Automaton.from_regex(expression)
+
+
+def test_a_token_that_ends_a_text_does_not_write_its_bytes() -> None:
+    # The end of a line ends a text here, so no text goes through it: "a" has no future.
+    vocabulary = co.Vocabulary([b"\n", b"a", b"b", b"]", b"[", b"[]"])
+    index = co.TokenIndex.from_regex("a\\nb|b", vocabulary, stop=[0])
+    assert index.mask(0).nonzero()[:, 0].tolist() == [2]
+    with pytest.raises(ValueError, match="its bytes have no tokens"):
+        co.TokenIndex.from_regex("a\\nb", vocabulary, stop=[0])
+    optional = co.TokenIndex.from_regex("a\\n?", vocabulary, stop=[0])
+    after = optional.advance(torch.tensor([0]), torch.tensor([1]))
+    assert optional.allowed(after)[0].nonzero()[:, 0].tolist() == [0]
+    nested = {"type": "array", "items": {"$ref": "#"}}
+    with pytest.raises(ValueError, match="no text of these tokens"):
+        co.Pushdown.from_schema(nested, vocabulary, stop=[3])
+    fine = co.Pushdown.from_schema(nested, vocabulary, stop=[0])
+    assert fine.allowed(fine.begin(1, torch.device("cpu")))[0].nonzero()[:, 0].tolist() == [4, 5]
+
+
+def test_characters_without_all_their_bytes_among_the_tokens_are_not_begun() -> None:
+    # é is C3 A9, ü is C3 BC: without a token for BC no text may begin with C3 but for é.
+    half = co.Vocabulary([b"", b"\xc3", b"\xa9", b"a"])
+    index = co.TokenIndex.from_regex("[éü]a?|aü", half, stop=[0])
+    assert index.mask(0).nonzero()[:, 0].tolist() == [1]
+    after = index.advance(torch.tensor([0]), torch.tensor([1]))
+    assert index.allowed(after)[0].nonzero()[:, 0].tolist() == [2]
+    # A token may also hold the end of one character and all of the next ones.
+    spanning = co.Vocabulary([b"", b"\xc3", b"\xa9a", b"\xa9\xc3\xa9", b"\xa9ab"])
+    index = co.TokenIndex.from_regex("éa|éé", spanning, stop=[0])
+    after = index.advance(torch.tensor([0]), torch.tensor([1]))
+    assert index.allowed(after)[0].nonzero()[:, 0].tolist() == [2, 3]
 
 
 def test_a_text_may_go_on_after_it_could_have_ended() -> None:
@@ -376,11 +449,26 @@ def test_unsatisfiable_constraints_are_errors_before_the_first_token() -> None:
         {"$ref": "http://example.org/x"},
         {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": []},
         {"type": "string", "pattern": "^a|b$"},
+        {"type": "string", "pattern": "^[[]|b$"},
+        {"type": "string", "pattern": 3},
+        {"$ref": "#item", "$defs": {"x": {"$anchor": "item", "type": "integer"}}},
+        {"enum": [math.nan, 1]},
+        {"const": math.inf},
+        {"enum": "abc"},
+        {"enum": ["\ud800"]},
+        {"type": "object", "properties": {"\ud800": {"type": "null"}}},
+        {"type": "object", "properties": [1]},
+        {"type": "object", "properties": {"a": {"type": "null"}}, "required": "a"},
+        {"type": "array", "items": {"type": "null"}, "minItems": True},
+        {"anyOf": []},
+        {"type": "string", "pattern": "\ud800"},
     ],
 )
 def test_what_a_schema_says_and_we_do_not_read_is_an_error(schema: dict[str, Any]) -> None:
     with pytest.raises(
-        ValueError, match=r"not supported|no type|no property|only ref|itself|paren"
+        ValueError,
+        match=r"not supported|no type|no property|only ref|itself|paren|is a text|no NaN|"
+        r"lists values|surrogate|required is a list|counts|no text",
     ):
         co.schema_regex(schema)
 
@@ -393,6 +481,49 @@ def test_whitespace_is_bounded() -> None:
     assert [strict.matches(t) for t in (plain, dense, wide_)] == [True, False, False]
     assert [loose.matches(t) for t in (plain, dense, wide_)] == [True, True, True]
     assert not loose.matches('{   "a": [1, 2]}')
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits", "fails"),
+    [
+        (r"^a\\$", ["a\\"], ["a\\b", "a", "a$"]),  # an escaped backslash, then the end
+        (r"^a\$", ["a$", "a$b"], ["a"]),  # an escaped dollar is no anchor
+        ("^(a[)]|b)$", ["a)", "b"], ["a", "b)"]),  # a parenthesis in a set closes nothing
+        ("a|b", ["xa", "by"], ["c", ""]),
+        ("", ["", "x"], []),
+        ("^", ["", "x"], []),
+        ("$", ["", "x"], []),
+        ("^$", [""], ["x"]),
+        ("^.$", ["x", "\x85"], ["\n", "\r", "\u2028", "\u2029"]),
+        (r"^\S$", ["x"], ["\u00a0", "\u3000", "\ufeff", " "]),
+        (r"^[^\s]$", ["x"], ["\u00a0", "\u2029"]),
+        (r"^\s$", ["\u00a0", "\t"], ["x"]),
+    ],
+)
+def test_patterns_have_the_anchors_and_classes_of_json_schema(
+    pattern: str, fits: list[str], fails: list[str]
+) -> None:
+    automaton = co.Automaton.from_regex(co.schema_regex({"type": "string", "pattern": pattern}))
+    for value in fits:
+        assert automaton.matches(json.dumps(value, ensure_ascii=False)), value
+    for value in fails:
+        assert not automaton.matches(json.dumps(value, ensure_ascii=False)), value
+
+
+def test_values_that_are_listed_twice_or_are_large_are_written_once() -> None:
+    automaton = co.Automaton.from_regex(
+        co.schema_regex({"enum": [1, 1, 1.0, True, 'a"\\\n\u2028'], "type": ["integer", "string"]})
+    )
+    assert [automaton.matches(t) for t in ("1", "1.0", "true")] == [True, True, False]
+    assert automaton.matches(json.dumps('a"\\\n\u2028', ensure_ascii=False))
+    large = {"const": 10**400, "type": "integer"}
+    assert co.Automaton.from_regex(co.schema_regex(large)).matches(str(10**400))
+
+
+def test_an_object_without_properties_is_open_unless_it_is_closed() -> None:
+    for more, opened in ((None, True), (True, True), (False, False)):
+        schema = {"type": "object", **({} if more is None else {"additionalProperties": more})}
+        assert co.is_recursive(schema) == opened
 
 
 def test_a_pattern_is_one_of_the_value_and_not_of_its_escapes() -> None:
@@ -617,6 +748,15 @@ def test_looking_ahead_and_rejection_draw_from_the_conditional_and_masks_do_not(
     assert abs(float(mass.mean()) - whole) < 4 * error
 
 
+def test_rejection_needs_a_token_that_ends_a_text(own_checks: None) -> None:
+    model: Any = Chain()
+    index = co.TokenIndex.from_regex("ab", CHAIN, stop=[0])
+    with pytest.raises(ValueError, match="tokens that end a text"):
+        co.exact_sample(
+            model, torch.tensor([[1]]), index, tokens=4, count=1, stop=[], generator=generator(1)
+        )
+
+
 def test_masking_takes_half_where_the_conditional_takes_a_tenth() -> None:
     # First a or b, one half each; then P(ok) is 0.1 or 0.9. Grammar-aligned decoding's example.
     table = torch.tensor([[0.1, 0.9], [0.9, 0.1]])
@@ -672,6 +812,9 @@ def test_healing_takes_back_as_many_tokens_as_lie_in_one() -> None:
     vocabulary = co.Vocabulary([b"x", b"ht", b"tp", b"s", b"https", b":", b"://"])
     assert co.heal([0, 1, 2], vocabulary) == (([0]), b"http")
     assert co.heal([0, 5], vocabulary) == ([0], b":")
+    # The last token alone might go on, and so might both: both are taken back.
+    both = co.Vocabulary([b"x", b"ht", b"tp", b"tps", b"https"])
+    assert co.heal([0, 1, 2], both) == ([0], b"http")
     assert co.heal([0, 4], vocabulary) == ([0, 4], b"")  # no token begins with https
     with pytest.raises(ValueError, match="tokens of the prompt"):
         co.heal([], vocabulary)

@@ -287,9 +287,10 @@ def exact_sample(
     check_count("count", count)
     check_count("limit", limit)
     check_count("batch_size", batch_size)
+    ends = torch.tensor(list(stop), dtype=torch.long, device=ids.device)
+    check_count("tokens that end a text", len(ends))
     kept: list[Tensor] = []
     tried = 0
-    ends = torch.tensor(list(stop), device=ids.device)
     while sum(map(len, kept)) < count:
         if tried >= limit:
             raise ValueError(

@@ -88,7 +88,7 @@ def experts_logits(
         strength: :math:`\alpha`.
 
     Returns:
-        Logits.
+        Logits; minus infinity for what one of the three forbids, unless the strength is 0.
 
     Raises:
         ValueError: If the shapes differ, or the strength is not finite.
@@ -107,7 +107,9 @@ def experts_logits(
     check_same_shape("base", base, "against", against)
     check_in_range("strength", strength, low=-float("inf"), open_low=True, open_high=True)
     moved = wide(base) + strength * (wide(expert) - wide(against))
-    return moved.masked_fill(base == -torch.inf, -torch.inf)
+    # What one of them forbids has no difference of logarithms: it stays forbidden.
+    never = (base == -torch.inf) | (expert == -torch.inf) | (against == -torch.inf)
+    return moved.masked_fill(never, -torch.inf) if strength else wide(base)
 
 
 def bayes_logits(

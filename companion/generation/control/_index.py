@@ -106,7 +106,11 @@ class TokenIndex:
         def step(states: Tensor, bytes_: Tensor) -> Tensor:
             return moves[states * 256 + bytes_].long()
 
+        ending = torch.tensor(list(stop), dtype=torch.long)
         for origin, token, target in vocabulary.walk(torch.arange(count), step):
+            # A token that ends a text does not write its bytes, if it has any.
+            writes = ~torch.isin(token, ending)
+            origin, token, target = origin[writes], token[writes], target[writes]
             table[origin * vocab + token] = target.to(dtype)
             linked[origin * (count + 1) + target] = True
         self.next = table.view(count + 1, vocab)

@@ -79,7 +79,9 @@ class Pushdown:
             self._add(*minimal(*determinize(node, names)), len(names))
         self._first = self._firsts(list(rules))
         self._check_ends(list(rules))
-        self._cost = self._costs({t[0] for t in vocabulary.tokens if len(t) == 1})
+        self._cost = self._costs(
+            {t[0] for i, t in enumerate(vocabulary.tokens) if len(t) == 1 and i not in self.stop}
+        )
         root = self._starts[names["#"]]
         if self._cost[root] >= FAR:
             raise ValueError("no text of these tokens satisfies the constraint")

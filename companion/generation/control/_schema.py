@@ -16,6 +16,7 @@ from companion.generation.control._syntax import (
     literal,
     others,
     parse,
+    parse_pattern,
     tidy,
     written,
 )
@@ -66,7 +67,9 @@ def schema_regex(schema: object, *, whitespace: int | None = None) -> str:
 
     The texts are a part of all instances: properties come in the order of the schema, others do not
     come at all (which any ``additionalProperties`` allows), and values of ``enum`` are written as
-    ``json.dumps`` writes them. A ``\u`` escape is a character, never half a pair.
+    ``json.dumps`` writes them. A ``\u`` escape is a character, never half a pair. Patterns are
+    those of ECMA-262, as JSON Schema has it: ``.`` is no end of a line, and ``\S`` no white space
+    of Unicode. An object without ``properties`` may have any members, one name twice among them.
 
     Args:
         schema: The schema, as ``json.loads`` gives it.
@@ -230,8 +233,11 @@ class _Reader:
                 )
 
     def reference(self, target: Any, where: str) -> Node:
-        if not isinstance(target, str) or not target.startswith("#"):
-            raise ValueError(f"at {where}: only references inside of the schema, got {target!r}")
+        if not isinstance(target, str) or (target != "#" and not target.startswith("#/")):
+            raise ValueError(
+                f"at {where}: only references by a path inside of the schema, such as "
+                f"'#/$defs/name', got {target!r}"
+            )
         if target not in self.rules:
             found = self.whole
             for part in target[1:].split("/")[1:]:
@@ -244,10 +250,17 @@ class _Reader:
         return Call(target)
 
     def values(self, values: Any, kind: Any, where: str) -> Node:
+        if not isinstance(values, list | tuple):
+            raise ValueError(f"at {where}: enum lists values, got {values!r}")
         kinds = None if kind is None else [kind] if isinstance(kind, str) else list(kind)
-        texts = [
-            json.dumps(v, ensure_ascii=False) for v in values if kinds is None or _is(v, kinds)
-        ]
+        try:
+            texts = [
+                json.dumps(v, ensure_ascii=False, allow_nan=False)
+                for v in values
+                if kinds is None or _is(v, kinds)
+            ]
+        except ValueError:
+            raise ValueError(f"at {where}: JSON has no NaN and no infinity: {values!r}") from None
         if not texts:
             raise ValueError(f"at {where}: no value satisfies the constraint")
         return Choice(tuple(literal(text) for text in texts))
@@ -295,14 +308,12 @@ class _Reader:
                 )
             inner = parse(FORMATS[given["format"]])
         elif "pattern" in given:
-            pattern = given["pattern"]
-            inner = parse(pattern, _in_json)
-            if not pattern.startswith("^"):
-                inner = Row((Repeat(CHARACTER, 0, None), inner))
-            if not pattern.endswith("$") or pattern.endswith("\\$"):
-                inner = Row((inner, Repeat(CHARACTER, 0, None)))
-            if "|" in pattern and (pattern.startswith("^") or pattern.endswith("$")):
-                _check_anchors(pattern, where)
+            if not isinstance(given["pattern"], str):
+                raise ValueError(f"at {where}: a pattern is a text, got {given['pattern']!r}")
+            try:
+                inner = parse_pattern(given["pattern"], _in_json, Repeat(CHARACTER, 0, None))
+            except ValueError as error:
+                raise ValueError(f"at {where}: {error}") from None
         else:
             low, high = self.limits(given, "minLength", "maxLength", where)
             inner = Repeat(CHARACTER, low, high)
@@ -313,7 +324,7 @@ class _Reader:
     ) -> tuple[int, int | None]:
         low, high = given.get(first, 0), given.get(second)
         for key, value in ((first, low), (second, high)):
-            if value is not None and (not isinstance(value, int) or value < 0):
+            if value is not None and (type(value) is not int or value < 0):
                 raise ValueError(f"at {where}: {key} counts, got {value!r}")
         if high is not None and high < low:
             raise ValueError(
@@ -341,6 +352,8 @@ class _Reader:
     def object_(self, given: Mapping[str, Any], where: str) -> Node:
         properties = given.get("properties", {})
         required: Sequence[str] = given.get("required", [])
+        if not isinstance(properties, Mapping) or not isinstance(required, list | tuple):
+            raise ValueError(f"at {where}: properties are an object, and required is a list")
         if given.get("additionalProperties", False) not in (False, True):
             raise ValueError(f"at {where}: a schema for additionalProperties is not supported")
         absent = [name for name in required if name not in properties]
@@ -349,7 +362,7 @@ class _Reader:
                 f"at {where}: {absent[0]!r} is required, and no property says what it is"
             )
         if not properties:
-            if "properties" in given or "additionalProperties" in given:
+            if "properties" in given or given.get("additionalProperties") is False:
                 return Row((literal("{"), self.blank, literal("}")))
             member = Row((self.string_({}, where), self.colon, self.anything()))
             return self.listed("{", member, 0, None, "}")
@@ -392,17 +405,6 @@ def _in_json(ranges: Ranges) -> Node:
     return options[0] if len(options) == 1 else Choice(tuple(options))
 
 
-def _check_anchors(pattern: str, where: str) -> None:
-    """An anchor binds closer than a bar: ``^a|b$`` means something else than it seems to."""
-    depth, at = 0, 0
-    while at < len(pattern):
-        c = pattern[at]
-        at += 1 + (c == "\\")
-        depth += (c in "([") - (c in ")]")
-        if c == "|" and depth == 0:
-            raise ValueError(f"at {where}: put the options of {pattern!r} in parentheses")
-
-
 def _is(value: Any, kinds: Sequence[str]) -> bool:
     """Whether a value has one of some types of JSON."""
     whole = isinstance(value, int | float) and not isinstance(value, bool)
@@ -411,7 +413,7 @@ def _is(value: Any, kinds: Sequence[str]) -> bool:
             "object": isinstance(value, Mapping),
             "array": isinstance(value, list),
             "string": isinstance(value, str),
-            "integer": whole and float(value).is_integer(),
+            "integer": whole and (isinstance(value, int) or value.is_integer()),
             "number": whole,
             "boolean": isinstance(value, bool),
             "null": value is None,

@@ -3,7 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Call", "Chars", "Choice", "Node", "Repeat", "Row", "literal", "parse", "written"]
+__all__ = [
+    "Call",
+    "Chars",
+    "Choice",
+    "Node",
+    "Repeat",
+    "Row",
+    "literal",
+    "parse",
+    "parse_pattern",
+    "written",
+]
 
 LAST = 0x10FFFF
 SURROGATES = (0xD800, 0xDFFF)
@@ -80,6 +91,9 @@ def others(ranges: Ranges) -> Ranges:
 
 def literal(text: str) -> Row:
     """This text and no other."""
+    for c in text:
+        if SURROGATES[0] <= ord(c) <= SURROGATES[1]:
+            raise ValueError(f"{text!r} holds half of a surrogate pair, which is no character")
     return Row(tuple(Chars(((ord(c), ord(c)),)) for c in text))
 
 
@@ -94,6 +108,25 @@ CLASSES = {
     "W": others(WORD),
     "S": others(SPACE),
 }
+#: What JSON Schema means by ``\\s`` and the dot, after ECMA-262: all white space of Unicode, and no
+#: end of a line.
+WHITE: Ranges = tidy(
+    [
+        *SPACE,
+        (0xA0, 0xA0),
+        (0x1680, 0x1680),
+        (0x2000, 0x200A),
+        (0x2028, 0x2029),
+        (0x202F, 0x202F),
+        (0x205F, 0x205F),
+        (0x3000, 0x3000),
+        (0xFEFF, 0xFEFF),
+    ]
+)
+LINE_ENDS: Ranges = ((10, 10), (13, 13), (0x2028, 0x2029))
+HEX = frozenset("0123456789abcdefABCDEF")
+#: Groups within groups at most: each is a call within a call.
+DEEPEST = 100
 ESCAPES = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
 MARKS = frozenset(".^$*+?{}[]\\|()/-\"'#&~@%,:;<>=!_` ")
 
@@ -101,8 +134,12 @@ MARKS = frozenset(".^$*+?{}[]\\|()/-\"'#&~@%,:;<>=!_` ")
 class _Parser:
     """A regular expression, read from left to right."""
 
-    def __init__(self, text: str, encode: Callable[[Ranges], Node]) -> None:
-        self.text, self.at, self.encode = text, 0, encode
+    def __init__(self, text: str, encode: Callable[[Ranges], Node], *, ecma: bool = False) -> None:
+        self.text, self.at, self.encode, self.depth = text, 0, encode, 0
+        # Whether it begins with ^ or ends with $, and whether a bar stands outside of all groups.
+        self.begins = self.ends = self.barred = False
+        self.classes = {**CLASSES, "s": WHITE, "S": others(WHITE)} if ecma else CLASSES
+        self.dot = others(LINE_ENDS if ecma else ((10, 10),))
 
     def fail(self, what: str) -> ValueError:
         return ValueError(f"in the expression {self.text!r}, at character {self.at + 1}: {what}")
@@ -119,16 +156,22 @@ class _Parser:
     def whole(self) -> Node:
         if self.peek() == "^":
             self.at += 1
+            self.begins = True
         node = self.choice()
         if self.at < len(self.text):
             raise self.fail("a parenthesis closes that was not opened")
         return node
 
     def choice(self) -> Node:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise self.fail(f"more than {DEEPEST} groups within groups")
         options = [self.row()]
         while self.peek() == "|":
             self.at += 1
+            self.barred |= self.depth == 1
             options.append(self.row())
+        self.depth -= 1
         return options[0] if len(options) == 1 else Choice(tuple(options))
 
     def row(self) -> Node:
@@ -136,6 +179,7 @@ class _Parser:
         while self.peek() not in ("", "|", ")"):
             if self.peek() == "$" and self.at == len(self.text) - 1:
                 self.at += 1
+                self.ends = True
                 break
             parts.append(self.repeated(self.atom()))
         return parts[0] if len(parts) == 1 else Row(tuple(parts))
@@ -154,14 +198,14 @@ class _Parser:
         if c == "[":
             return self.encode(self.set())
         if c == ".":
-            return self.encode(others(((10, 10),)))
+            return self.encode(self.dot)
         if c == "\\":
             return self.encode(self.escape())
         if c in "*+?{":
             raise self.fail(f"nothing to repeat before {c!r}")
         if c in "^$":
             raise self.fail("^ and $ are supported at the ends of the whole expression only")
-        return self.encode(((ord(c), ord(c)),))
+        return self.encode(tidy([(ord(c), ord(c))]))
 
     def repeated(self, node: Node) -> Node:
         c = self.peek()
@@ -179,7 +223,8 @@ class _Parser:
     def counts(self) -> tuple[int, int | None]:
         end = self.text.find("}", self.at)
         first, comma, second = self.text[self.at + 1 : end].partition(",")
-        fits = end > 0 and first.isdecimal() and (not second or second.isdecimal())
+        plain = first.isascii() and second.isascii()  # other digits mean themselves
+        fits = end > 0 and plain and first.isdecimal() and (not second or second.isdecimal())
         if not fits:
             raise self.fail("a { begins no count such as {2}, {2,} or {2,5}: write \\{ for a brace")
         low = int(first)
@@ -191,19 +236,18 @@ class _Parser:
 
     def escape(self) -> Ranges:
         c = self.take()
-        if c in CLASSES:
-            return CLASSES[c]
+        if c in self.classes:
+            return self.classes[c]
         if c and c in "xu":
             size = 2 if c == "x" else 4
             digits = self.text[self.at : self.at + size]
-            try:
-                code = int(digits, 16) if len(digits) == size else -1
-            except ValueError:
-                code = -1
+            code = int(digits, 16) if len(digits) == size and HEX.issuperset(digits) else -1
             if code < 0 or SURROGATES[0] <= code <= SURROGATES[1]:
                 raise self.fail(f"\\{c} needs {size} hexadecimal digits of a character")
             self.at += size
             return ((code, code),)
+        if c == "0" and self.peek().isdecimal():
+            raise self.fail("octal escapes are not supported: write \\x")
         if c in ESCAPES:
             return ((ESCAPES[c], ESCAPES[c]),)
         if c and c in MARKS:
@@ -240,6 +284,41 @@ class _Parser:
         return self.escape() if c == "\\" else ((ord(c), ord(c)),)
 
 
+def parse_pattern(pattern: str, encode: Callable[[Ranges], Node], anything: Node) -> Node:
+    """Read a pattern of JSON Schema, which may match anywhere if no anchor holds it.
+
+    Args:
+        pattern: The expression, of ECMA-262.
+        encode: As in :func:`parse`.
+        anything: What may stand before and after it.
+
+    Returns:
+        The tree of whole values.
+
+    Raises:
+        ValueError: As :func:`parse`; and for options of which an anchor holds only one: ``^a|b$``
+            means something else than it seems to.
+    """
+    parser = _Parser(pattern, encode, ecma=True)
+    node = parser.whole()
+    if parser.barred and (parser.begins or parser.ends):
+        raise ValueError(f"put the options of {pattern!r} in parentheses")
+    before = () if parser.begins else (anything,)
+    after = () if parser.ends else (anything,)
+    return Row((*before, node, *after))
+
+
+def void(node: Node) -> bool:
+    """Whether no text at all matches a tree without calls."""
+    if isinstance(node, Chars):
+        return not node.ranges
+    if isinstance(node, Row):
+        return any(map(void, node.parts))
+    if isinstance(node, Choice):
+        return all(map(void, node.options))
+    return isinstance(node, Repeat) and node.low > 0 and void(node.part)
+
+
 def parse(expression: str, encode: Callable[[Ranges], Node] = Chars) -> Node:
     """Read a regular expression.
 
@@ -259,19 +338,21 @@ def parse(expression: str, encode: Callable[[Ranges], Node] = Chars) -> Node:
 
 def written(node: Node) -> str:
     """Write a tree as a regular expression that Python and Rust read alike."""
+    if void(node):  # an option without texts may be left out, but no expression says "nothing"
+        raise ValueError("no text satisfies the constraint: it asks for what excludes itself")
     if isinstance(node, Chars):
         if len(node.ranges) == 1 and node.ranges[0][0] == node.ranges[0][1]:
             return _char(node.ranges[0][0])
         spans = [_char(a) if a == b else f"{_char(a)}-{_char(b)}" for a, b in node.ranges]
-        if not spans:
-            raise ValueError("a set without characters cannot be written")
         return f"[{''.join(spans)}]"
     if isinstance(node, Row):
         return "".join(written(part) for part in node.parts)
     if isinstance(node, Choice):
-        return f"(?:{'|'.join(written(option) for option in node.options)})"
+        return f"(?:{'|'.join(written(option) for option in node.options if not void(option))})"
     if isinstance(node, Call):
         raise ValueError(f"the rule {node.rule!r} calls itself: no regular expression says that")
+    if void(node.part) or node.high == 0:
+        return ""
     inner = written(node.part)
     if not isinstance(node.part, Chars | Choice):
         inner = f"(?:{inner})"
