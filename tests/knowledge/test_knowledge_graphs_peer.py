@@ -19,6 +19,25 @@ from companion.knowledge.knowledge_graphs import (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """Import PyKEEN, which lists every optimizer there is and refuses two of one name.
+
+    The optimizers of bitsandbytes are there once another test has imported it, and have the
+    names of PyTorch's.
+    """
+    import class_resolver.api as resolver
+
+    every = resolver.get_subclasses
+
+    def without_others(cls: type, **settings: Any) -> Any:
+        return (c for c in every(cls, **settings) if not c.__module__.startswith("bitsandbytes"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resolver, "get_subclasses", without_others)
+        import pykeen.models  # noqa: F401
+
+
 @pytest.fixture(scope="module")
 def peer() -> Any:
     """PyKEEN's Nations with our numbers for entities and relations."""
