@@ -245,10 +245,15 @@ class ApiIndex(Reference):
         """Write the entry of one page: its module, what it is about, and its names."""
         summary = first_line(importlib.import_module(name).__doc__)
         lines = [f":doc:`{name} </{docname_of(name)}>`", "   " + summary, ""]
+        # As plain as can be: the markup of Sphinx would make most of this page.
+        page = docname_of(name).removeprefix("book/")
         names = [
-            f":py:obj:`{each} <{module}.{each}>`" for module in modules for each in homes[module]
+            f'<a href="{page}.html#{module}.{each}"><code>{each}</code></a>'
+            for module in modules
+            for each in homes[module]
         ]
-        return [*lines, "   " + ", ".join(names), ""]
+        html = "<p>" + ", ".join(names) + "</p>"
+        return [*lines, "   .. raw:: html", "", "      " + html, ""]
 
 
 class ApiModule(Reference):

@@ -133,10 +133,10 @@ class FairnessReport:
         from companion.core import figures
 
         shown = ("selection", "tpr", "fpr", "ppv")
-        height = 0.22 + 0.055 * len(self.names)
-        made, axes = plt.subplots(1, 4, figsize=figures.size(1.0, height), sharey=True)
+        height = 0.3 + 0.08 * len(self.names)
+        made, axes = plt.subplots(2, 2, figsize=figures.size(1.0, height), sharey=True)
         place = range(len(self.names))
-        for ax, key in zip(axes, shown, strict=True):
+        for ax, key in zip(axes.flat, shown, strict=True):
             value = getattr(self.rates, key)
             low, high = self.intervals[key]
             known = value.isfinite()
@@ -149,7 +149,7 @@ class FairnessReport:
                 ax.text(0.5, i, "none", ha="center", va="center", color="0.4")
             ax.set(xlabel=_MEASURES[key][0], xlim=(0, 1), ylim=(len(self.names) - 0.5, -0.5))
             ax.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
-        axes[0].set_yticks(list(place), self.names)
+        axes[0, 0].set_yticks(list(place), self.names)
         return made
 
     def __str__(self) -> str:
