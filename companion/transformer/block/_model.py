@@ -382,6 +382,21 @@ class EncoderDecoder(nn.Module):
         memory = self.encode(source, real=source_real)
         return self._read(target, memory, memory_real=source_real, real=target_real, cache=None)
 
+    def source_length(self, source: Tensor) -> int:
+        """How many positions of :meth:`encode` a source takes; models of other sources say more.
+
+        Args:
+            source: What :meth:`encode` reads.
+
+        Returns:
+            The number of tokens.
+
+        Raises:
+            ValueError: If it is no batch of sequences.
+        """
+        check_shape("source", source, (None, None))
+        return source.shape[1]
+
     def encode(
         self, source: Integer[Tensor, "batch m"], *, real: Bool[Tensor, "batch m"] | None = None
     ) -> Float[Tensor, "batch m dim"]:
