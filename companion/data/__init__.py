@@ -20,7 +20,7 @@ digests are pinned. The tests read from a cache laid out as the hub lays it; the
 network is ``huggingface_hub``'s and is not tested here.
 
 Two sets are optional and no wheels: WordNet and clips of speech come with packages of Debian and
-Ubuntu (:func:`companion.data.wordnet`, :func:`companion.data.speech`). No chapter needs them to run.
+Ubuntu (:func:`companion.data.wordnet`, :func:`companion.data.speech`). No chapter needs them.
 
 **What is checked.** The size and the SHA-256 of every file are pinned in ``registry.toml`` and
 compared when a file is first read in a process, and again only if it changes. Hashing the largest
@@ -71,8 +71,8 @@ from companion.data.emoji_images import EmojiImages, emoji_images
 from companion.data.errors import CorruptDataError, DataError, MissingDataError
 from companion.data.fairness import CreditScores, adult, compas, fico, german_credit
 from companion.data.graphs import KNOWLEDGE_GRAPHS, KnowledgeGraph, knowledge_graph
-from companion.data.images import Digits, digits, mnist
 from companion.data.imagenet import EfficientNet, efficientnet_lite0, imagenet_names
+from companion.data.images import Digits, digits, mnist
 from companion.data.models import (
     MiniLM,
     MiniLMConfig,
