@@ -187,8 +187,6 @@ def test_errors_say_what_to_do() -> None:
     half = torch.tensor([0.5, 0.5]).log()
     with pytest.raises(ValueError, match="what one modality says"):
         late_fusion([], half)
-    with pytest.raises(ValueError, match="log_prior must have shape"):
-        late_fusion([half], half[:1])
     g = torch.Generator()
     with pytest.raises(ValueError, match="2 modalities are fused, got 1"):
         LowRankFusion([2, 3], rank=1, out=1, generator=g)([torch.ones(1, 2)])
@@ -196,7 +194,5 @@ def test_errors_say_what_to_do() -> None:
         LowRankFusion([2], rank=1, out=1, generator=g).tensor()
     with pytest.raises(ValueError, match="one modality at least"):
         LowRankFusion([], rank=1, out=1, generator=g)
-    with pytest.raises(ValueError, match="p must be"):
+    with pytest.raises(ValueError, match="p must lie in"):
         modality_mask(3, 2, p=1.5, generator=g)
-    with pytest.raises(ValueError, match="B_real must have shape"):
-        CrossModal(CONFIG)(torch.ones(2, 5, 12), torch.ones(2, 7, 12), B_real=reals(2, 5))

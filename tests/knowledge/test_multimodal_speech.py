@@ -201,8 +201,6 @@ def test_ctc_refuses_what_cannot_be_meant() -> None:
         ctc_loss(logits, targets, torch.tensor([12, 7, 5]), lengths)
     with pytest.raises(ValueError, match="targets"):
         ctc_loss(logits, targets + 3, frames, lengths)
-    with pytest.raises(ValueError, match="reduction must be"):
-        ctc_loss(logits, targets, frames, lengths, reduction="max")  # type: ignore[arg-type]
 
 
 @given(
@@ -318,8 +316,6 @@ def test_writing_with_a_cache_reads_the_same() -> None:
         small(source, ids)
     assert seen["decoder.blocks.0.cross.weights"].shape == (3, 3, 1, 17)
     with pytest.raises(ValueError, match="source must have shape"):
-        generate(small, ids, tokens=2, source=source[:2])
-    with pytest.raises(ValueError, match="source must have shape"):
         generate(small, ids, tokens=2, source=source[:, :3])
 
 
@@ -369,16 +365,14 @@ def test_long_recordings_are_read_in_windows(model: Whisper) -> None:
 
 
 def test_transcription_refuses_what_it_cannot_read(model: Whisper) -> None:
-    with pytest.raises(ValueError, match="waveform must have shape"):
-        transcribe(model, torch.zeros(2, 100))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="samples of the waveform"):
         transcribe(model, torch.zeros(0))
     with pytest.raises(ValueError, match="no tokens of speech"):
         transcribe(Whisper(SMALL, frames=17), torch.zeros(100))
     with pytest.raises(ValueError, match="longer than half a window"):
         log_mel(torch.zeros(200))
-    with pytest.raises(ValueError, match="scale must be slaney or htk"):
-        mel_filters(rate_hz=16000, fft=400, mels=80, scale="bark")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="low_hz must lie in"):
+        mel_filters(rate_hz=16000, fft=400, mels=80, low_hz=9000.0)
     with pytest.raises(ValueError, match="dim must be even"):
         Whisper(
             TransformerConfig(

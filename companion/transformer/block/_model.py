@@ -336,7 +336,7 @@ class EncoderDecoder(nn.Module):
 
     def forward(
         self,
-        source: Integer[Tensor, "batch m"],
+        source: Integer[Tensor, "batch m"] | Float[Tensor, "batch ..."],
         target: Integer[Tensor, "batch n"],
         *,
         source_real: Bool[Tensor, "batch m"] | None = None,
@@ -345,7 +345,7 @@ class EncoderDecoder(nn.Module):
         """Compute the logits of the next target token at each target position.
 
         Args:
-            source: Token ids to read.
+            source: Token ids to read, or what else :meth:`encode` takes.
             target: Token ids written so far, the start token first.
             source_real: ``True`` for source tokens, ``False`` for padding.
             target_real: The same for the target.
@@ -362,7 +362,7 @@ class EncoderDecoder(nn.Module):
 
     def hidden(
         self,
-        source: Integer[Tensor, "batch m"],
+        source: Integer[Tensor, "batch m"] | Float[Tensor, "batch ..."],
         target: Integer[Tensor, "batch n"],
         *,
         source_real: Bool[Tensor, "batch m"] | None = None,
