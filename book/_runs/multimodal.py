@@ -434,7 +434,7 @@ def listen(directory: str | None) -> dict[str, Any]:
         "clip": {
             "name": kept.name,
             "text": kept.text,
-            "rate": kept.rate,
+            "rate": kept.rate_hz,
             "mu_law": base64.b64encode(codes.numpy().tobytes()).decode(),
             "notice": "LibriVox, public domain; from PocketSphinx, Copyright 1995-2014 Carnegie "
             "Mellon University, BSD-2-Clause.",

@@ -93,20 +93,20 @@ class SpeechClip:
 
     Attributes:
         name: File it stands in.
-        waveform: Air pressure, between -1 and 1, ``rate`` numbers a second.
-        rate: Samples a second: 16,000.
+        waveform: Air pressure, between -1 and 1, ``rate_hz`` numbers a second.
+        rate_hz: Samples a second: 16,000.
         text: What is said, lower case, without punctuation.
     """
 
     name: str
     waveform: Float[Tensor, " samples"]
-    rate: int
+    rate_hz: int
     text: str
 
     @property
     def seconds(self) -> float:
         """How long it lasts."""
-        return len(self.waveform) / self.rate
+        return len(self.waveform) / self.rate_hz
 
     def __repr__(self) -> str:
         return f"SpeechClip({self.name}, {self.seconds:.1f} s: {self.text!r})"

@@ -112,6 +112,8 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("tag_names", "labels"): [lambda f: f("PER")],
     ("page", "given"): [lambda f: f("eq:mean", {}, given="def:mean")],
     ("hashed_ngrams", "texts"): [lambda f: f("the cat")],
+    ("word_errors", "reference"): [lambda f: f("the cat", ["the"])],
+    ("word_errors", "hypothesis"): [lambda f: f(["the"], "the cat")],
     ("near_duplicates", "texts"): [lambda f: f("the cat")],
 }
 #: Where one text is meant as well, and what it does.

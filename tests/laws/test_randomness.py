@@ -55,6 +55,11 @@ def fixed(make: Callable[[], nn.Module]) -> Callable[[], Any]:
     return lambda: copy.deepcopy(made)
 
 
+def enumerate_names(tensors: Any) -> Any:
+    """Parameters by their places."""
+    return ((f"weights {k}", tensor) for k, tensor in enumerate(tensors))
+
+
 a_decoder = fixed(lambda: Decoder(CONFIG).eval())
 an_attention = fixed(lambda: MultiHeadAttention(12, heads=3))
 a_gate = fixed(lambda: HardConcrete(7))
@@ -154,6 +159,19 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     "null_gaps": lambda f, g: {"gaps": f(torch.tensor([50, 70]), 0.4, draws=17, generator=g)},
     "DerivedPredictor.predict": lambda f, g: {
         "decisions": f(COIN, torch.zeros(29).double(), torch.zeros(29).long(), generator=g)
+    },
+    "DualEncoder": lambda f, g: named(f(5, 3, dim=4, generator=g), "first", "second"),
+    "TensorFusion": lambda f, g: named(f(3, 2, out=4, generator=g), "weight"),
+    "LowRankFusion": lambda f, g: dict(
+        enumerate_names(f([3, 2], rank=2, out=4, generator=g).weights)
+    ),
+    "itm_negatives": lambda f, g: {
+        "hard": f(numbers(23, 23), generator=g),
+        "easy": f(numbers(23, 23), generator=g, hard=False),
+    },
+    "modality_mask": lambda f, g: {
+        "shown": f(37, 3, p=0.3, generator=g),
+        "back": f(37, 3, p=1.0, generator=g),
     },
     "ComplEx": lambda f, g: tables(f(5, 3, dim=4, generator=g)),
     "DistMult": lambda f, g: tables(f(5, 3, dim=4, generator=g)),

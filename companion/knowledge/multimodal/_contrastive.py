@@ -88,7 +88,9 @@ def clip_loss(
         S = s.exp() * (U @ V.T)
         ids = torch.arange(len(U), device=U.device)
         return (F.cross_entropy(S, ids) + F.cross_entropy(S.T, ids)) / 2
-    loss: Tensor = _Chunked.apply(U, V, s, chunk_size or len(U), across)
+    loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
+        U, V, s, chunk_size or len(U), across
+    )
     return loss
 
 
@@ -338,7 +340,7 @@ class _Chunked(torch.autograd.Function):
         rows = []
         top = everyone.new_full((len(everyone),), -math.inf)
         below = torch.zeros_like(top)
-        for part in queries.split(chunk_size):
+        for part in torch.split(queries, chunk_size):
             S = part @ everyone.T
             row = S.amax(1, keepdim=True)
             column = torch.maximum(top, S.amax(0))

@@ -8,7 +8,14 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from companion.core import can_read, check_floating, check_ids, check_shape, wide
+from companion.core import (
+    can_read,
+    check_floating,
+    check_ids,
+    check_several,
+    check_shape,
+    wide,
+)
 
 __all__ = ["collapse", "ctc_greedy", "ctc_loss", "word_errors"]
 
@@ -174,6 +181,9 @@ def word_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[in
     Returns:
         Substitutions, deletions (words that are missing), insertions (words too many).
 
+    Raises:
+        ValueError: If one text is given in place of its words.
+
     References:
         Levenshtein 1966; the usual measure of speech recognition.
 
@@ -183,6 +193,8 @@ def word_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[in
         >>> word_errors("not an ill disposed man".split(), "not an old-sposed man".split())
         (1, 1, 0)
     """
+    check_several("reference", reference)
+    check_several("hypothesis", hypothesis)
     # (errors, -substitutions, deletions, insertions) of the best way to each prefix
     row = [(j, 0, 0, j) for j in range(len(hypothesis) + 1)]
     for i, word in enumerate(reference, start=1):

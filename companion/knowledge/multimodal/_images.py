@@ -134,7 +134,8 @@ class PatchEmbedding(nn.Module):
             ValueError: As :meth:`positions`.
         """
         self.positions(images)
-        return self.conv(images).flatten(2).mT
+        embedded: Tensor = self.conv(images)
+        return embedded.flatten(2).mT
 
 
 class ResidualBlock(nn.Module):
@@ -302,7 +303,8 @@ class EfficientNetLite(nn.Module):
         """
         check_shape("images", images, (None, 3, None, None))
         x = (images.to(self.classify.weight.dtype) - 127) / 128
-        return self.head(self.blocks(self.stem(x))).mean(dim=(2, 3))
+        maps: Tensor = self.head(self.blocks(self.stem(x)))
+        return maps.mean(dim=(2, 3))
 
     def forward(
         self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
@@ -318,7 +320,8 @@ class EfficientNetLite(nn.Module):
         Raises:
             ValueError: If the shape does not fit.
         """
-        return self.classify(self.features(images))
+        logits: Tensor = self.classify(self.features(images))
+        return logits
 
 
 def efficientnet_lite0(

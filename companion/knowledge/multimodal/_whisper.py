@@ -1,7 +1,7 @@
 """Whisper: the book's encoder-decoder with ears, its weights, and the call that transcribes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +14,8 @@ from companion import data
 from companion.core import check_count, check_floating, check_shape
 from companion.knowledge.multimodal._speech import log_mel
 from companion.models import History, Pick, generate, greedy
-from companion.transformer.block import EncoderDecoder, Learned, TransformerConfig
+from companion.transformer.block import Encoder, EncoderDecoder, Learned, TransformerConfig
 from companion.transformer.block._model import _CrossStack
-from companion.transformer.block._stack import Stack
 from companion.transformer.multi_head import KVCache
 
 if TYPE_CHECKING:
@@ -61,7 +60,8 @@ class SignalToText(EncoderDecoder):
         self.decoder = _CrossStack(config, cross=True)
         # The encoder reads no tokens: it holds the table of the decoder and does not use it.
         own = replace(config, context=positions, positions=Learned())
-        self.encoder = Stack(own, causal=False, tokens=self.decoder.tokens)
+        self.encoder = Encoder(replace(own, vocab=1))
+        self.encoder.tokens, self.encoder.config = self.decoder.tokens, own
 
     def source_length(self, source: Tensor) -> int:
         """How many positions of the encoder a source takes.
@@ -261,9 +261,8 @@ _NORMS = {
 }
 
 
-def _ours(theirs: "dict[str, Tensor] | object") -> dict[str, Tensor]:
+def _ours(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights under our names, queries, keys and values in one matrix."""
-    held: dict[str, Tensor] = dict(theirs)  # type: ignore[call-overload]
     weights: dict[str, Tensor] = {}
     for side in ("encoder", "decoder"):
         base = f"model.{side}"
@@ -383,7 +382,7 @@ def transcribe(
     weight = model.front.conv1.weight  # type: ignore[union-attr]
     texts: list[str] = []
     windows = nn.functional.pad(waveform, (0, -len(waveform) % WINDOW)).view(-1, WINDOW)
-    for some in windows.split(batch_size):
+    for some in torch.split(windows, batch_size):
         source = log_mel(some).to(weight)  # type: ignore[arg-type]
         start: Integer[Tensor, "batch n"] = torch.tensor(speech.start, device=source.device)
         ids = generate(
