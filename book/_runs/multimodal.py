@@ -447,6 +447,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--speech", help="folder with pocketsphinx/test/data")
     asked = parser.parse_args(argv)
+    if asked.speech:  # what is stored names no folder of one machine
+        sys.argv = [sys.argv[0], "--speech", "FOLDER/usr/share"]
     begin, cpu = time.perf_counter(), time.process_time()
     torch.set_num_threads(1)
 

@@ -55,6 +55,9 @@ def fixed(make: Callable[[], nn.Module]) -> Callable[[], Any]:
     return lambda: copy.deepcopy(made)
 
 
+PAIR_SCORES = numbers(23, 23)
+
+
 def enumerate_names(tensors: Any) -> Any:
     """Parameters by their places."""
     return ((f"weights {k}", tensor) for k, tensor in enumerate(tensors))
@@ -166,8 +169,8 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
         enumerate_names(f([3, 2], rank=2, out=4, generator=g).weights)
     ),
     "itm_negatives": lambda f, g: {
-        "hard": f(numbers(23, 23), generator=g),
-        "easy": f(numbers(23, 23), generator=g, hard=False),
+        "hard": f(PAIR_SCORES, generator=g),
+        "easy": f(PAIR_SCORES, generator=g, hard=False),
     },
     "modality_mask": lambda f, g: {
         "shown": f(37, 3, p=0.3, generator=g),
