@@ -7,7 +7,7 @@ and left in the modes in which it was found, with the gradients that it had.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Integer
@@ -348,7 +348,7 @@ def random_search(
     check_in_range("ratio", ratio, low=0.0, high=1.0, open_low=True)
     check_count("queries", queries)
     clean, width = x.detach(), x[0].numel()
-    there = {"generator": generator, "device": x.device, "dtype": x.dtype}
+    there: dict[str, Any] = {"generator": generator, "device": x.device, "dtype": x.dtype}
     signs = torch.where(rand(len(x), width, **there) < 0.5, -1.0, 1.0).to(x.dtype)
     best = _inside(clean, eps * signs.view(x.shape), bounds)
     with evaluating(model), torch.no_grad():
@@ -400,6 +400,7 @@ def accuracy(
         raise ValueError("accuracy needs one example or more, got none")
     right = 0
     with evaluating(model), torch.no_grad():
-        for rows, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            right += int((model(rows).argmax(-1) == labels).sum())
+        for start in range(0, len(x), batch_size):
+            picked = model(x[start : start + batch_size]).argmax(-1)
+            right += int((picked == y[start : start + batch_size]).sum())
     return right / len(x)

@@ -35,7 +35,7 @@ def _gamma(shape: float, generator: torch.Generator) -> float:
     """A gamma variable by Marsaglia and Tsang; below shape 1 by a power of a uniform number."""
     if shape < 1:
         power = float(rand(1, generator=generator, dtype=torch.float64)) ** (1 / shape)
-        return _gamma(shape + 1, generator) * power
+        return float(_gamma(shape + 1, generator) * power)
     d = shape - 1 / 3
     c = 1 / math.sqrt(9 * d)
     while True:
@@ -226,7 +226,7 @@ def _insert(
 def _swap(
     words: list[str], _: Mapping[str, Sequence[str]], n: int, __: float, g: torch.Generator
 ) -> list[str]:
-    for _ in range(n):
+    for _turn in range(n):
         i, j = _pick(len(words), g), _pick(len(words), g)
         words[i], words[j] = words[j], words[i]
     return words

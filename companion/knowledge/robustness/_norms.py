@@ -4,6 +4,7 @@ An example is one entry of the first axis; its norm is taken over all other axes
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -210,14 +211,15 @@ def random_in_ball(
     check_in_range("eps", eps, low=0.0)
     check_examples("like", like)
     count, width = like.flatten(1).shape
-    there = {"generator": generator, "device": like.device, "dtype": like.dtype}
+    there: dict[str, Any] = {"generator": generator, "device": like.device, "dtype": like.dtype}
     if norm == math.inf:
         return (eps * (2 * rand(count, width, **there) - 1)).view(like.shape)
     if norm == 2:
         normal = randn(count, width, **there)
         radius = rand(count, 1, **there) ** (1 / width)
         length = torch.linalg.vector_norm(normal, dim=1, keepdim=True)
-        return (eps * radius * normal / length).view(like.shape)
+        inside: Tensor = eps * radius * normal / length
+        return inside.view(like.shape)
     # Shares of width + 1 exponential numbers are uniform on a simplex; signs fill the octants.
     shares = -torch.log1p(-rand(count, width + 1, **there))
     signs = torch.where(rand(count, width, **there) < 0.5, -1.0, 1.0)

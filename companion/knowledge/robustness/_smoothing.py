@@ -6,7 +6,7 @@ the draws.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Integer
@@ -235,7 +235,7 @@ def certify(
             f"{samples} samples certify nothing at alpha {alpha}: take more than "
             f"{math.log(alpha) / math.log(0.5):.1f}"
         )
-    ask = {"sigma": sigma, "batch_size": batch_size, "generator": generator}
+    ask: dict[str, Any] = {"sigma": sigma, "batch_size": batch_size, "generator": generator}
     labels = smooth_votes(model, x, samples=choose, **ask).argmax(1)
     votes = smooth_votes(model, x, samples=samples, **ask)
     agree = votes.gather(1, labels[:, None])[:, 0]
