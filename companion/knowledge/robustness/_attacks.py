@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from companion.core import can_read, check_count, check_floating, check_in_range, rand, randint
-from companion.foundations.cross_entropy import cross_entropy
 from companion.knowledge.robustness._norms import (
     check_examples,
     check_norm,
@@ -108,7 +108,7 @@ def evaluating(model: Model) -> Iterator[None]:
 
 def surprise(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each example, in nats."""
-    return cross_entropy(logits, labels, reduction="none")
+    return F.cross_entropy(logits, labels, reduction="none")  # fused
 
 
 def check_request(x: Tensor, y: Tensor, bounds: Bounds) -> None:
@@ -139,10 +139,22 @@ def _inside(x: Tensor, delta: Tensor, bounds: Bounds) -> Tensor:
     return (x + delta).clamp(x.clamp_max(low), x.clamp_min(high))
 
 
+def _box(x: Tensor, eps: float, bounds: Bounds) -> tuple[Tensor, Tensor]:
+    """Ends of what each entry may be: the cube around an example, within the bounds."""
+    if bounds is None:
+        return x - eps, x + eps
+    low, high = bounds
+    # What was outside of the bounds by rounding stays there.
+    return (
+        torch.maximum(x - eps, x.clamp_max(low)),
+        torch.minimum(x + eps, x.clamp_min(high)),
+    )
+
+
 def _climb(model: Model, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
     """The loss of each example and its gradient; no gradient of any parameter is touched."""
     with torch.enable_grad():
-        point = x.detach().clone().requires_grad_()
+        point = x.detach().requires_grad_()
         losses = loss(model(point), y)
         (gradient,) = torch.autograd.grad(losses.sum(), point)
     return losses.detach(), gradient
@@ -263,6 +275,7 @@ def pgd(
         raise ValueError("restarts without a generator are all the same: pass generator=")
     clean = x.detach()
     best, worst = clean, None
+    box = _box(clean, eps, bounds) if norm == math.inf else None
     with evaluating(model):
         for _ in range(restarts):
             point = clean
@@ -273,7 +286,10 @@ def pgd(
                 losses, gradient = _climb(model, point, y, loss)
                 if keep == "worst":
                     best, worst = _worse(best, worst, point, losses)
-                moved = point + step * steepest(gradient, norm=norm)
+                moved = torch.add(point, steepest(gradient, norm=norm), alpha=step)
+                if box is not None:  # one cut for the cube and the bounds
+                    point = moved.clamp_(*box)
+                    continue
                 point = _inside(clean, project(moved - clean, eps=eps, norm=norm), bounds)
             if keep == "last" and restarts == 1:
                 return point

@@ -86,8 +86,9 @@ def steepest(
         norm: :math:`p`, which bounds the step: 1, 2 or infinity.
 
     Returns:
-        Steps, each of norm 1; 0 where a gradient is 0 or is not finite, so that one broken
-        example changes no other.
+        Steps, each of norm 1, and 0 where a gradient is 0. Where one is not finite its example
+        does not move (for the largest size: what is not a number has the step 0), so that a
+        broken example changes no other.
 
     Raises:
         ValueError: If the norm is another, or there is no axis of examples.
@@ -110,11 +111,11 @@ def steepest(
     """
     check_norm(norm)
     check_examples("gradient", gradient)
+    if norm == math.inf:
+        return gradient.sign().nan_to_num_(0.0)
     largest = gradient.flatten(1).abs().amax(1)
     usable = largest.isfinite() & (largest > 0)
     safe = torch.where(_column(usable, gradient), gradient, torch.zeros_like(gradient))
-    if norm == math.inf:
-        return safe.sign()
     unit = safe / _column(torch.where(usable, largest, 1.0), gradient)
     flat = unit.flatten(1)
     if norm == 2:
