@@ -328,13 +328,14 @@ class DataCards(DataTable):
         from companion.data import data_sets
 
         note_dependent(self.env)
-        source = Path(self.env.srcdir)
         pages = [
             page
             for page in plan_of(self.env).chapters.values()
             if page.docname in self.env.found_docs
         ]
-        texts = {page.docname: (source / f"{page.docname}.md").read_text("utf-8") for page in pages}
+        texts = {
+            page.docname: Path(self.env.doc2path(page.docname)).read_text("utf-8") for page in pages
+        }
         body = []
         for entry in data_sets().values():
             loaders = entry.loader.split(", ")
