@@ -299,7 +299,7 @@ class ToolsTable(DataTable):
             raise ExtensionError(f"{self.file} names what is not locked: {', '.join(lacking)}")
         body = [
             [
-                [nodes.literal("", row["name"])],
+                [nodes.inline("", row["name"], classes=["row-name"])],
                 [nodes.Text(locked[row["name"]])],
                 [nodes.Text(row["license"])],
                 self.inline(row["purpose"]),
