@@ -185,9 +185,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
         "partners": f(TABLES[23, 5], torch.arange(23), alpha=1.0, generator=g).second,
     },
     "pgd": lambda f, g: {
-        "start": f(
-            apart, MANY_PIXELS, FIRST, eps=0.3, step=1e-9, steps=1, bounds=None, generator=g
-        )
+        "start": f(apart, MANY_PIXELS, FIRST, eps=0.3, step=1e-9, steps=1, bounds=None, generator=g)
     },
     "random_in_ball": lambda f, g: {
         str(norm): f(TABLES[5, 7], eps=1.0, norm=norm, generator=g) for norm in (1, 2, math.inf)
