@@ -183,6 +183,8 @@ def eda(
     check_several("words", words)
     check_in_range("ratio", ratio, low=0.0, high=1.0)
     check_count("copies", copies)
+    for word, others in synonyms.items():
+        check_several(f"synonyms of {word!r}", others)
     if not words:
         raise ValueError("words must hold one word or more, got none")
     number = max(1, round(ratio * len(words)))
