@@ -10,10 +10,12 @@ from benchmarks.pairs import (
     graphs,
     losses,
     models,
+    multimodal,
     multiscale,
     norms,
     optimizers,
     quantized,
+    robustness,
     tagging,
     tokenization,
     training,
@@ -39,6 +41,8 @@ PAIRS: dict[str, Pair] = {
         training,
         fairness,
         graphs,
+        robustness,
+        multimodal,
     )
     for pair in module.pairs()
 }

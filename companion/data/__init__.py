@@ -91,6 +91,7 @@ from companion.data.questions import (
     toxicity,
     xsum,
 )
+from companion.data.reviews import REVIEWS, Reviews, news, reviews
 from companion.data.speech import SpeechClip, Whisper, WhisperConfig, speech, whisper
 from companion.data.stored_runs import StoredRun, stored_run
 from companion.data.tables import Table
@@ -114,6 +115,7 @@ __all__ = [
     "ENVIRONMENT_VARIABLE",
     "KNOWLEDGE_GRAPHS",
     "QUESTIONS",
+    "REVIEWS",
     "WORD_SIMILARITY",
     "Analogy",
     "BiasQuestion",
@@ -136,6 +138,7 @@ __all__ = [
     "Profession",
     "Question",
     "RatedComments",
+    "Reviews",
     "SmolLM2",
     "SmolLM2Config",
     "SpeechClip",
@@ -180,8 +183,10 @@ __all__ = [
     "locate",
     "minilm",
     "mnist",
+    "news",
     "occupations",
     "questions",
+    "reviews",
     "shakespeare",
     "shakespeare_plays",
     "smollm2",
