@@ -196,3 +196,31 @@ def test_errors_say_what_to_do() -> None:
         LowRankFusion([], rank=1, out=1, generator=g)
     with pytest.raises(ValueError, match="p must lie in"):
         modality_mask(3, 2, p=1.5, generator=g)
+
+
+def test_all_of_it_runs_where_there_are_no_numbers() -> None:
+    from companion.knowledge import multimodal as mm
+
+    with torch.device("meta"):
+        U, s = torch.zeros(5, 3), torch.zeros(())
+        log_p, lengths = torch.zeros(7, 2, 4), torch.ones(2, dtype=torch.long)
+        images, ids = torch.zeros(2, 3, 8, 12), torch.zeros(2, 3, dtype=torch.long)
+        layer = CrossModal(CONFIG)
+        for made in (
+            mm.clip_loss(U, U, s),
+            mm.clip_loss(U, U, s, chunk_size=2),
+            mm.siglip_loss(U, U, s, s),
+            *mm.clip_gradient(U, U, s),
+            mm.ctc_loss(log_p, lengths[:, None], 7 * lengths, lengths),
+            mm.log_mel(torch.zeros(2, 4801)),
+            mm.recall_at(U @ U.T, torch.arange(5), 2),
+            mm.modality_gap(U, U),
+            mm.ensemble(U),
+            late_fusion([U, U], U[0]),
+            patches(images, 4),
+            ResidualBlock(3, 5)(images),
+            EfficientNetLite().eval()(images),
+            *layer(torch.zeros(2, 5, 12), torch.zeros(2, 7, 12)),
+            SingleStream(CONFIG, features=5)(ids, torch.zeros(2, 7, 5)),
+        ):
+            assert made.device.type == "meta"
