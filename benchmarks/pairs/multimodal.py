@@ -1,6 +1,7 @@
 """CLIP's loss in chunks beside the dense one, and Whisper beside that of transformers."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def _their_whisper(device: torch.device) -> Side:
 
     held = data.whisper()
     z = held.config
-    model = WhisperForConditionalGeneration(
+    model: Any = WhisperForConditionalGeneration(
         WhisperConfig(
             vocab_size=z.vocab, num_mel_bins=z.mels, d_model=z.dim,
             encoder_layers=z.layers, decoder_layers=z.layers,
@@ -75,11 +76,13 @@ def _their_whisper(device: torch.device) -> Side:
             pad_token_id=held.stop, bos_token_id=held.stop, eos_token_id=held.stop,
             decoder_start_token_id=held.start[0],
         )
-    ).eval()  # fmt: skip
+    )  # fmt: skip
+    model.eval()
     model.load_state_dict(dict(held.weights), strict=False)
     model, source = model.to(device), _source(device)
     start = torch.tensor([held.start], device=device)
-    settings = GenerationConfig(
+    make: Any = GenerationConfig
+    settings = make(
         max_new_tokens=WRITTEN, min_new_tokens=WRITTEN, eos_token_id=held.stop,
         pad_token_id=held.stop, decoder_start_token_id=held.start[0], suppress_tokens=None,
         begin_suppress_tokens=None, return_timestamps=False, is_multilingual=False,
