@@ -231,3 +231,17 @@ def test_a_class_without_prior_stays_without() -> None:
     prior = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).log()
     fused = late_fusion([log_p, log_p], prior).exp()
     torch.testing.assert_close(fused, torch.tensor([16 / 17, 1 / 17, 0.0], dtype=torch.float64))
+
+
+def test_words_are_the_first_segment_and_pieces_the_second() -> None:
+    model = SingleStream(CONFIG, features=5).double()
+    told: list[Tensor] = []
+
+    def listen(
+        module: torch.nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+    ) -> None:
+        told.append(kwargs["segments"])
+
+    model.encoder.register_forward_pre_hook(listen, with_kwargs=True)  # type: ignore[arg-type]
+    model(torch.tensor([[1, 2, 3]]), torch.ones(1, 2, 5, dtype=torch.float64))
+    assert told[0].tolist() == [[0, 0, 0, 1, 1]]

@@ -259,3 +259,32 @@ def test_equal_texts_leave_a_floor_whatever_the_pictures() -> None:
         loss.backward()
         optimizer.step()
     assert loss < math.log(2) + 0.01
+
+
+def test_the_length_of_a_description_chooses_no_class() -> None:
+    U = torch.tensor([[1.0, 0.2], [0.2, 1.0]])
+    assert zero_shot(U, torch.tensor([[1.0, 0.0], [0.0, 50.0]])).tolist() == [0, 1]
+
+
+def test_half_precision_holds_the_loss_of_many_pairs() -> None:
+    loss = itm_loss(torch.full((70_000,), -2.0).half(), torch.zeros(3).half())
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, torch.tensor(2.1269), rtol=1e-4, atol=0.0)
+
+
+def test_whole_scores_have_recalls_that_are_not_whole() -> None:
+    hits = recall_at(torch.zeros(1, 3, dtype=torch.long), torch.tensor([0]), 1)
+    torch.testing.assert_close(hits, torch.tensor([1 / 3]))
+
+
+def test_edges_are_refused_in_words() -> None:
+    g = torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match="scale must"):
+        DualEncoder(2, 3, dim=2, generator=g).limit_(0.0)
+    with pytest.raises(ValueError, match="classes must"):
+        zero_shot(torch.eye(3), torch.zeros(0, 3))
+    with pytest.raises(ValueError, match=r"targets must lie in \[0, 3\), got 3"):
+        recall_at(torch.eye(3), torch.tensor([0, 1, 3]), 1)
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="scores must be finite"):
+            itm_negatives(torch.full((3, 3), wrong), generator=g)

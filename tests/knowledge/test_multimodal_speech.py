@@ -420,3 +420,32 @@ def test_ctc_hides_no_nan_behind_infinity() -> None:
     targets, frames, lengths = torch.tensor([[1], [2]]), torch.tensor([3, 3]), torch.tensor([1, 1])
     loss = ctc_loss(log_p, targets, frames, lengths, reduction="none")
     assert loss.isnan().tolist() == [True, False]
+
+
+def test_the_first_token_is_the_first_behind_the_prompt() -> None:
+    pick = suppress(greedy, first=(1,))
+    logits, ended = torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([False])
+    prompt = torch.tensor([[0, 0]])  # Whisper's has two tokens
+    assert pick(logits, History(prompt, 2, None, ended)).tolist() == [2]
+    assert pick(logits, History(torch.tensor([[0, 0, 2]]), 2, None, ended)).tolist() == [1]
+
+
+def test_bins_of_an_odd_transform_stand_where_they_are() -> None:
+    # The last of 5 bins of a transform of 9 lies at 4/9 of the rate, not at half of it.
+    filters = mel_filters(
+        rate_hz=900, fft=9, mels=1, scale="htk", unit_area=False, dtype=torch.float64
+    )
+    mel = 2595 * math.log10(1 + 450 / 700) / 2
+    center = 700 * (10 ** (mel / 2595) - 1)
+    by_hand = [min(f / center, (450 - f) / (450 - center)) for f in (0, 100, 200, 300, 400)]
+    torch.testing.assert_close(filters[:, 0], torch.tensor(by_hand, dtype=torch.float64))
+
+
+def test_edges_of_sound_are_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="shorter than the hop"):
+        log_mel(torch.rand(300), hop=500)
+    log_p = torch.full((3, 1, 2), 0.5).log()
+    one = torch.tensor([1])
+    for blank in (-1, 7):
+        with pytest.raises(ValueError, match="blank"):
+            ctc_loss(log_p, one[None], torch.tensor([3]), one, blank=blank)

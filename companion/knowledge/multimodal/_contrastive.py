@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from companion.core import (
     check_count,
     check_floating,
+    check_in_range,
     check_same_shape,
     check_shape,
     wide,
@@ -297,8 +298,12 @@ class DualEncoder(nn.Module):
         gradient zero there, and the scale would never come back.
 
         Args:
-            scale: The largest scale, 100 in CLIP.
+            scale: The largest scale, positive; 100 in CLIP.
+
+        Raises:
+            ValueError: If the scale is not positive.
         """
+        check_in_range("scale", scale, low=0.0, open_low=True)
         self.log_scale.clamp_(max=math.log(scale))
 
 

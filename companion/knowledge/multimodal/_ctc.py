@@ -10,6 +10,7 @@ from torch import Tensor
 
 from companion.core import (
     can_read,
+    check_count,
     check_floating,
     check_ids,
     check_several,
@@ -128,6 +129,7 @@ def ctc_loss(
     check_shape("targets", targets, (batch, None))
     check_shape("frames", frames, (batch,))
     check_shape("lengths", lengths, (batch,))
+    check_count("blank + 1", blank + 1, high=vocab)
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"reduction must be none, sum or mean, got {reduction!r}")
     longest = targets.shape[1]

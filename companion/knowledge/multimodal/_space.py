@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
-from companion.core import check_count, check_in_range, check_shape
+from companion.core import can_read, check_count, check_ids, check_in_range, check_shape, wide
 
 __all__ = [
     "ensemble",
@@ -63,7 +63,7 @@ def zero_shot(
         The number of the class of each row.
 
     Raises:
-        ValueError: If the widths differ.
+        ValueError: If the widths differ, or there is no class.
 
     References:
         Radford et al. 2021, arXiv:2103.00020, sec. 3.1.2.
@@ -76,6 +76,7 @@ def zero_shot(
     """
     check_shape("U", U, (None, None))
     check_shape("classes", classes, (None, U.shape[1]))
+    check_count("classes", len(classes))
     # The length of a row of U changes no order.
     return (U @ F.normalize(classes, dim=-1).T).argmax(-1)
 
@@ -99,7 +100,8 @@ def recall_at(
         Numbers from 0 to 1, whose mean is the recall at k.
 
     Raises:
-        ValueError: If shapes do not fit, or ``k`` is not from 1 to the number of candidates.
+        ValueError: If shapes do not fit, a target is no candidate, or ``k`` is not from 1 to the
+            number of candidates.
 
     Book: :doc:`/book/knowledge/multimodal`
 
@@ -110,10 +112,12 @@ def recall_at(
     check_shape("scores", scores, (None, None))
     check_shape("targets", targets, (len(scores),))
     check_count("k", k, high=scores.shape[1])
+    check_ids("targets", targets, scores.shape[1])
     own = scores.gather(1, targets[:, None].long())
     ahead = (~(scores <= own)).sum(1)
     equal = (scores == own).sum(1).clamp(min=1)
-    return ((k - ahead) / equal).clamp(0, 1).to(scores.dtype)
+    hits = ((k - ahead) / equal).clamp(0, 1)
+    return hits.to(scores.dtype) if scores.is_floating_point() else hits
 
 
 def modality_gap(U: Float[Tensor, "n dim"], V: Float[Tensor, "m dim"]) -> Float[Tensor, " dim"]:
@@ -206,7 +210,8 @@ def itm_negatives(
         The column that is drawn for each row.
 
     Raises:
-        ValueError: If the matrix is not square, shapes differ, or a row has no negative.
+        ValueError: If the matrix is not square, shapes differ, a score is not finite, or a row has
+            no negative.
 
     References:
         Li et al. 2021, "Align before fuse", arXiv:2107.07651, "Image-text matching".
@@ -230,6 +235,8 @@ def itm_negatives(
         raise ValueError("a row has no negative: all others say the same as its own partner")
     logits = scores.detach().double() if hard else torch.zeros_like(scores, dtype=torch.float64)
     logits = logits.masked_fill(out, -float("inf"))
+    if can_read(scores) and not bool((logits.isfinite() | out).all()):
+        raise ValueError("scores must be finite: look for the NaN or infinity where they are made")
     weights = logits.softmax(-1).to(generator.device)
     drawn = torch.multinomial(weights, 1, generator=generator)[:, 0]
     return drawn.to(scores.device)
@@ -245,7 +252,7 @@ def itm_loss(true: Float[Tensor, " n"], false: Float[Tensor, " m"]) -> Float[Ten
         false: Logits of pairs that do not.
 
     Returns:
-        The mean binary cross-entropy, in nats.
+        The mean binary cross-entropy, in nats, in float32 or better.
 
     Raises:
         ValueError: If there are no pairs.
@@ -264,4 +271,5 @@ def itm_loss(true: Float[Tensor, " n"], false: Float[Tensor, " m"]) -> Float[Ten
     count = len(true) + len(false)
     if not count:
         raise ValueError("give at least one pair")
+    true, false = wide(true), wide(false)  # half precision cannot hold the sum of a large batch
     return -(F.logsigmoid(true).sum() + F.logsigmoid(-false).sum()) / count

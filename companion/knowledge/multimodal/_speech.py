@@ -77,7 +77,7 @@ def mel_filters(
     ends = (_to_mel(low_hz, scale), _to_mel(high, scale))
     places = torch.linspace(*ends, mels + 2, device=device, dtype=wide_type)
     f = _to_hz(places, scale)
-    nu = torch.linspace(0, rate_hz / 2, fft // 2 + 1, device=device, dtype=wide_type)[:, None]
+    nu = torch.arange(fft // 2 + 1, device=device, dtype=wide_type)[:, None] * (rate_hz / fft)
     rising = (nu - f[:-2]) / (f[1:-1] - f[:-2])
     falling = (f[2:] - nu) / (f[2:] - f[1:-1])
     filters = torch.minimum(rising, falling).clamp(min=0)
@@ -130,8 +130,8 @@ def log_mel(
         Whisper. Float32, or float64 for float64.
 
     Raises:
-        ValueError: If a clip is not longer than half a window, which reflection needs, or is no
-            floating point; if a size is not positive.
+        ValueError: If a clip is not longer than half a window, which reflection needs, shorter than
+            the hop, or no floating point; if a size is not positive.
 
     Numerics:
         A clip of silence gives :math:`-1.5` everywhere. Half precision is raised to float32: the
@@ -155,6 +155,8 @@ def log_mel(
             f"a clip must be longer than half a window of {window} samples, "
             f"got shape {tuple(waveform.shape)}: pad it with zeros"
         )
+    if waveform.shape[-1] < hop:
+        raise ValueError(f"a clip shorter than the hop of {hop} samples has no frame: pad it")
     x = wide(waveform)
     *batch, samples = x.shape
     hann = torch.hann_window(window, device=x.device, dtype=x.dtype)
