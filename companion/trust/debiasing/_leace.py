@@ -6,7 +6,14 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from companion.core import check_count, check_finite, check_floating, check_shape, wide
+from companion.core import (
+    check_count,
+    check_finite,
+    check_floating,
+    check_in_range,
+    check_shape,
+    wide,
+)
 from companion.trust.debiasing._eraser import Eraser, OracleEraser, as_concept
 
 __all__ = ["ErasureFitter", "Method", "leace"]
@@ -166,7 +173,7 @@ class ErasureFitter:
         if self.n < 2:
             raise ValueError(f"need two rows or more, and have seen {self.n}: call update() first")
 
-    def eraser(self, method: Method = "leace") -> Eraser:
+    def eraser(self, method: Method = "leace", *, shrinkage: float = 0.0) -> Eraser:
         r"""Make the eraser.
 
         .. math:: R L^\top = \Sigma_{xx}^+\Sigma_{xz}
@@ -176,15 +183,20 @@ class ErasureFitter:
             method: ``"leace"`` changes the data least, in the mean square of any norm that an inner
                 product gives. ``"orthogonal"`` takes :math:`I` for :math:`\Sigma_{xx}`: the
                 projection along the differences of class means.
+            shrinkage: How much of each correlation of two coordinates is taken away, 0 to 1. On
+                the rows that were seen, every value erases exactly and 0 changes least. On others,
+                with few rows for many coordinates, some shrinkage changes less.
 
         Returns:
             The eraser, float64.
 
         Raises:
-            ValueError: If fewer than two rows were seen, or the method is unknown.
+            ValueError: If fewer than two rows were seen, the method is unknown, or the shrinkage
+                is out of its range.
         """
         if method not in ("leace", "orthogonal"):
             raise ValueError(f"method must be 'leace' or 'orthogonal', got {method!r}")
+        check_in_range("shrinkage", shrinkage, low=0.0, high=1.0)
         cross = self.cross_covariance @ self._whiten_z()
         scale = self.covariance.diagonal().clamp(min=0).sqrt()
         # Zero in every coordinate that never moves. Erasure commutes with a change of units.
@@ -192,6 +204,9 @@ class ErasureFitter:
         held = cross * (units[:, None] if method == "leace" else units)
         if method == "leace":
             correlation = self.covariance * units[:, None] * units
+            if shrinkage:
+                correlation = (1 - shrinkage) * correlation
+                correlation = correlation + shrinkage * torch.eye(len(correlation)).to(correlation)
             solved = _solve(correlation, held, self._eps)
         else:
             solved = held
@@ -260,6 +275,7 @@ def leace(
     *,
     classes: int | None = None,
     method: Method = "leace",
+    shrinkage: float = 0.0,
 ) -> Eraser:
     """Fit an eraser on vectors and a concept at once.
 
@@ -268,6 +284,7 @@ def leace(
         z: Classes, integers (n,); or numbers, (n,) or (n, concept).
         classes: How many classes there are; by default one more than the largest.
         method: As in :meth:`ErasureFitter.eraser`.
+        shrinkage: As there.
 
     Returns:
         The eraser. Apply it to x, or to other vectors of the same kind, for which the concept is
@@ -294,4 +311,8 @@ def leace(
     else:
         check_count("rows", z.numel())
         size = int(z.max()) + 1 if classes is None else classes
-    return ErasureFitter(x.shape[1], size, device=x.device).update(x, z).eraser(method)
+    return (
+        ErasureFitter(x.shape[1], size, device=x.device)
+        .update(x, z)
+        .eraser(method, shrinkage=shrinkage)
+    )

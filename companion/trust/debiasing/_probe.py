@@ -92,7 +92,7 @@ def balanced_accuracy(
     check_shape("predicted", predicted, (len(labels),))
     check_count("rows", len(labels))
     right = (predicted == labels).float()
-    of_each = [right[labels == k].mean() for k in labels.unique()]
+    of_each = [right[labels == k].mean() for k in torch.unique(labels)]
     return torch.stack(of_each).mean()
 
 
@@ -307,7 +307,7 @@ def inlp(
         probe = linear_probe(left, labels, classes=classes, penalty=penalty)
         reached = float(balanced_accuracy(probe.predict(left), labels))
         accuracy.append(reached)
-        if reached <= 1 / len(labels.unique()) + tolerance:
+        if reached <= 1 / len(torch.unique(labels)) + tolerance:
             break
         weights = torch.cat([weights, probe.weight / probe.weight.norm(dim=0).clamp(min=1e-30)], 1)
         basis = _span(weights)
@@ -319,4 +319,5 @@ def inlp(
 def _span(columns: Tensor) -> Tensor:
     """An orthonormal basis of what columns span."""
     u, s, _ = torch.linalg.svd(columns, full_matrices=False)
-    return u[:, s > s[:1] * max(columns.shape) * torch.finfo(s.dtype).eps]
+    kept: Tensor = u[:, s > s[:1] * max(columns.shape) * torch.finfo(s.dtype).eps]
+    return kept

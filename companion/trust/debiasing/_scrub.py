@@ -24,11 +24,13 @@ class TextBatch:
         ids: Tokens.
         real: ``True`` for tokens, ``False`` for padding.
         concept: A class for each text, or for each token.
+        rows: Which tokens the eraser is fitted to; all real ones by default. It acts on all.
     """
 
     ids: Integer[Tensor, "batch n"]
     real: Bool[Tensor, "batch n"]
     concept: Integer[Tensor, "*where"]
+    rows: Bool[Tensor, "batch n"] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -68,10 +70,11 @@ def scrub(
     classes: int,
     sequential: bool = True,
     method: Method = "leace",
+    shrinkage: float = 0.0,
 ) -> Scrubber:
     r"""Fit erasers at some sites of a model, so that no linear probe finds a concept there.
 
-    All real tokens count as rows, with the concept of their text or their own.
+    Tokens are rows, with the concept of their text or their own.
 
     Args:
         model: A model with sites that takes ``ids`` and ``real``: an encoder or a decoder, in
@@ -84,6 +87,7 @@ def scrub(
             in one pass to the untouched model: where several sites are erased together, those
             behind the first then see other activations than they were fitted to.
         method: As in :meth:`ErasureFitter.eraser`.
+        shrinkage: As there.
 
     Returns:
         The erasers. Use them as ``with scrub(...).applied(model): ...``.
@@ -112,13 +116,16 @@ def scrub(
                 check_shape("concept", concept, (len(batch.ids),))
                 concept = concept[:, None].expand_as(batch.ids)
             check_shape("concept", concept, tuple(batch.ids.shape))
+            if batch.rows is not None:
+                check_shape("rows", batch.rows, tuple(batch.ids.shape))
             with torch.no_grad(), watch(model, replace=erasers, read=group) as seen:
                 model(batch.ids, real=real)
+            chosen = real if batch.rows is None else batch.rows & real
             for name in group:
-                rows = seen[name][real]
+                rows = seen[name][chosen]
                 if name not in fitters:
                     fitters[name] = ErasureFitter(rows.shape[-1], classes, device=rows.device)
-                fitters[name].update(rows, concept[real])
+                fitters[name].update(rows, concept[chosen])
         for name, fitter in fitters.items():
-            erasers[name] = fitter.eraser(method)
+            erasers[name] = fitter.eraser(method, shrinkage=shrinkage)
     return Scrubber(erasers=erasers)
