@@ -422,9 +422,7 @@ def main(argv: list[str] | None = None) -> None:
         "census": lambda seed: frontier(seed, asked.people, asked.rounds, asked.steps),
         "corpus": lambda seed: swapped_corpus(seed, asked.articles, asked.epochs),
         "sentences": lambda seed: sentences(seed, asked.tests),
-        "pronouns": lambda seed: pronouns(
-            seed, asked.words, asked.texts, (10.0, 50.0, 100.0), (0.0, 0.5)
-        ),
+        "pronouns": lambda seed: pronouns(seed, asked.words, asked.texts),
     }
     results: dict[str, Any] = {}
     for name, part in parts.items():

@@ -108,7 +108,7 @@ class ErasureFitter:
         if not m:
             return
         mean_x, mean_z = x.mean(0), z.double().mean(0)
-        xc, zc = x - mean_x, (z - mean_z.to(z)).to(x)
+        xc, zc = x - mean_x, (z.double() - mean_z).to(x)  # classes in float32 would tilt it
         home = self._xx.device
         parts = (_gram(xc), xc.mT @ zc, zc.mT @ zc, mean_x, mean_z)
         xx, xz, zz, mean_x, mean_z = (part.to(home, torch.float64) for part in parts)
