@@ -98,7 +98,7 @@ def frontier(seed: int, rows: int | None, rounds: int, steps: int) -> dict[str, 
     keep("logistic", plain.probe.predict(x[test]))
     blind = de.fair_logistic(xs[:, :-1], ys, groups, penalty=1e-4)
     keep("sex dropped", blind.probe.predict(x[test][:, :-1]))
-    weighted = linear(weights=de.reweigh(ys, groups).double())
+    weighted = linear(weights=de.reweigh(ys, groups))
     keep("reweighed", weighted.probe.predict(x[test]))
     for share in (0.5, 0.25, 0.0):
         made = linear(limit=share * abs(plain.free))

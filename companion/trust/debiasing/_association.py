@@ -75,7 +75,8 @@ def _unit(x: Tensor) -> Tensor:
     """Rows of length 1; a row of zeros has no direction, and gives NaN."""
     held = wide(x)
     held = held / held.abs().amax(-1, keepdim=True)  # no square overflows
-    return held / held.norm(dim=-1, keepdim=True)
+    made: Tensor = held / held.norm(dim=-1, keepdim=True)
+    return made
 
 
 def effect_size(
@@ -341,7 +342,8 @@ def relative_norm_distance(
         check_count(f"words in {name}", len(group))
     held = wide(words)
     near, far = (wide(group).mean(0) for group in (first, second))
-    return ((held - near).norm(dim=1) - (held - far).norm(dim=1)).sum()
+    made: Tensor = ((held - near).norm(dim=1) - (held - far).norm(dim=1)).sum()
+    return made
 
 
 def negative_sentiment(probabilities: Float[Tensor, " groups"]) -> Float[Tensor, ""]:
@@ -374,4 +376,5 @@ def negative_sentiment(probabilities: Float[Tensor, " groups"]) -> Float[Tensor,
     check_in_range("the smallest probability", float(p.min()), low=0.0)
     check_in_range("the largest probability", float(p.max()), low=0.0, high=1.0, open_low=True)
     share = p / p.sum()
-    return torch.special.xlogy(share, share * len(p)).sum().clamp(min=0)
+    made: Tensor = torch.special.xlogy(share, share * len(p)).sum().clamp(min=0)
+    return made

@@ -68,7 +68,8 @@ def bias_directions(
     half = (wide(pairs[:, 0]) - wide(pairs[:, 1])) / 2
     found = torch.linalg.svd(half, full_matrices=False).Vh[:count]
     sides = (half @ found.T).sum(0)
-    return found * torch.where(sides < 0, -1.0, 1.0)[:, None].to(found.dtype)
+    made: Tensor = found * torch.where(sides < 0, -1.0, 1.0)[:, None].to(found.dtype)
+    return made
 
 
 def direct_bias(
@@ -107,7 +108,8 @@ def direct_bias(
     if not power > 0:
         raise ValueError(f"power must be above 0, got {power}")
     held, g = wide(words), wide(direction)
-    return ((held @ g).abs() / (held.norm(dim=1) * g.norm())).pow(power).mean()
+    made: Tensor = ((held @ g).abs() / (held.norm(dim=1) * g.norm())).pow(power).mean()
+    return made
 
 
 def neutralize(
@@ -198,7 +200,8 @@ def equalize(
     rest = held.mean(1, keepdim=True) - middle
     side = along - middle
     height = (1 - rest.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
-    return (rest + height * side / side.norm(dim=-1, keepdim=True)).to(pairs.dtype)
+    made: Tensor = (rest + height * side / side.norm(dim=-1, keepdim=True)).to(pairs.dtype)
+    return made
 
 
 def hard_debias(

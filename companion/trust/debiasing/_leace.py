@@ -99,7 +99,9 @@ class ErasureFitter:
         check_finite("x", rows)
         check_finite("z", concept)
         self._eps = max(self._eps, torch.finfo(wide(x[..., :0]).dtype).eps)
-        for block, told in zip(rows.split(_BLOCK), concept.split(_BLOCK), strict=True):
+        for block, told in zip(
+            torch.split(rows, _BLOCK), torch.split(concept, _BLOCK), strict=True
+        ):
             self._add(wide(block), told)
         return self
 
@@ -240,7 +242,8 @@ class ErasureFitter:
         units = torch.where(scale > 0, 1 / scale, 0.0)
         values, vectors = torch.linalg.eigh(zz * units[:, None] * units)
         kept = values > 1e4 * self._eps * len(zz)
-        return units[:, None] * vectors[:, kept] / values[kept].sqrt()
+        made: Tensor = units[:, None] * vectors[:, kept] / values[kept].sqrt()
+        return made
 
 
 def _gram(x: Tensor) -> Tensor:
@@ -266,7 +269,8 @@ def _solve(matrix: Tensor, right: Tensor, eps: float) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     kept = values > floor * float(values[-1:].amax().clamp(min=1e-300))
     vectors = vectors[:, kept]
-    return vectors @ ((vectors.mT @ right) / values[kept][:, None])
+    made: Tensor = vectors @ ((vectors.mT @ right) / values[kept][:, None])
+    return made
 
 
 def leace(

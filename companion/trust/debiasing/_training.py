@@ -44,7 +44,7 @@ def reweigh(
         size: How many groups there are; by default one more than the largest number.
 
     Returns:
-        A weight for each row, float32; they sum to the number of rows.
+        A weight for each row, float64; they sum to the number of rows.
 
     Raises:
         ValueError: If the shapes differ, or a group that occurs never has an outcome that occurs:
@@ -58,7 +58,7 @@ def reweigh(
     Example:
         >>> y, a = torch.tensor([0, 0, 0, 1, 0, 1]), torch.tensor([0, 0, 0, 0, 1, 1])
         >>> reweigh(y, a)[[0, 3, 4, 5]]
-        tensor([0.8889, 1.3333, 1.3333, 0.6667])
+        tensor([0.8889, 1.3333, 1.3333, 0.6667], dtype=torch.float64)
     """
     check_same_shape("labels", labels, "groups", groups)
     check_shape("labels", labels, (None,))
@@ -78,7 +78,7 @@ def reweigh(
             "or leave this one out"
         )
     weights = torch.outer(of_group, of_label) / (len(labels) * table)
-    return weights.flatten()[place].float()
+    return weights.flatten()[place]
 
 
 def decision_covariance(
