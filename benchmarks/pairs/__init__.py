@@ -5,6 +5,7 @@ from benchmarks.pairs import (
     attention,
     constraints,
     data_quality,
+    debiasing,
     embeddings,
     fairness,
     graphs,
@@ -38,6 +39,7 @@ PAIRS: dict[str, Pair] = {
         data_quality,
         training,
         fairness,
+        debiasing,
         graphs,
     )
     for pair in module.pairs()
