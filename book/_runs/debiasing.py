@@ -110,7 +110,7 @@ def frontier(seed: int, rows: int | None, rounds: int, steps: int) -> dict[str, 
         for slack in (0.05, 0.02, 0.005):
             mixture = de.exponentiated_gradient(
                 xs, ys, groups, learner=de.logistic_learner(penalty=1e-4), constraint=constraint,
-                slack=slack, bound=3.0, rounds=rounds, rate=0.5,
+                slack=slack, bound=3.0, rounds=rounds, step=0.5,
             )  # fmt: skip
             chance = mixture.predict_proba(x[test])
             lot = rand(len(test), generator=g, dtype=torch.float64)
@@ -246,7 +246,7 @@ def sentences(seed: int, shown: int | None) -> dict[str, Any]:
         "orthogonal": de.leace(x, side, method="orthogonal"),
     }
     for name, erase in erasers.items():
-        probe = de.linear_probe(erase(x), side, penalty=1e-4)
+        probe = de.logistic_probe(erase(x), side, penalty=1e-4)
         found[f"probe {name}"] = [
             float(de.balanced_accuracy(probe.predict(erase(v)), s))
             for v, s in ((x, side), (held, held_side))
@@ -362,7 +362,7 @@ def pronouns(seed: int, words: int, texts: int) -> dict[str, Any]:
         logits = next_logits(decoder, judge, start)
         said = (logits[:, he] < logits[:, she]).long()
         found["agreement"] = float(de.balanced_accuracy(said, truth))
-        probe = de.linear_probe(streams(teach), side, penalty=1e-2)
+        probe = de.logistic_probe(streams(teach), side, penalty=1e-2)
         found["probe"] = float(de.balanced_accuracy(probe.predict(streams(judge)), truth))
         found["nats"] = float(torch.cat([decoder.nats(text) for text in neutral]).mean())
         return found

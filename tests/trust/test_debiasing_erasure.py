@@ -214,10 +214,10 @@ def test_no_linear_probe_beats_a_constant_and_a_nonlinear_one_may(g: torch.Gener
     probe = LogisticRegression(C=1e4).fit(erased.numpy(), labels.numpy())
     majority = float(torch.bincount(labels).amax()) / 997
     assert probe.score(erased.numpy(), labels.numpy()) <= majority + 1e-9
-    ours = de.linear_probe(erased, labels, penalty=1e-9)
+    ours = de.logistic_probe(erased, labels, penalty=1e-9)
     assert ours.weight.abs().max() < 1e-6
     radius = (erased - erased.mean(0)).norm(dim=1, keepdim=True)
-    round_ = de.linear_probe(radius, labels, penalty=1e-6)
+    round_ = de.logistic_probe(radius, labels, penalty=1e-6)
     assert float(de.balanced_accuracy(round_.predict(radius), labels)) > 0.65
 
 
@@ -236,22 +236,22 @@ def test_held_out_leakage_falls_with_the_root_of_the_rows(g: torch.Generator) ->
 
 def test_probes_are_those_of_scikit_learn(g: torch.Generator) -> None:
     x, labels = data_with_concept(g, k=2)
-    ours = de.linear_probe(x, labels, penalty=0.01, balanced=False)
+    ours = de.logistic_probe(x, labels, penalty=0.01, balanced=False)
     other = LogisticRegression(C=1 / (0.01 * len(x)), tol=1e-10, max_iter=10_000)
     other.fit(x.numpy(), labels.numpy())
     torch.testing.assert_close(
         ours.weight[:, 0], torch.from_numpy(other.coef_[0]), rtol=1e-4, atol=1e-5
     )
-    weighted = de.linear_probe(x, labels, penalty=0.01)
+    weighted = de.logistic_probe(x, labels, penalty=0.01)
     other.set_params(class_weight="balanced").fit(x.numpy(), labels.numpy())
     torch.testing.assert_close(
         weighted.weight[:, 0], torch.from_numpy(other.coef_[0]), rtol=1e-4, atol=1e-5
     )
     many, five = data_with_concept(g, k=5)
-    probe = de.linear_probe(many, five)
+    probe = de.logistic_probe(many, five)
     assert probe.weight.shape == (11, 5)
     assert float(de.balanced_accuracy(probe.predict(many), five)) > 0.6
-    absent = de.linear_probe(many, five % 2 * 2, classes=4)  # classes 1 and 3 never occur
+    absent = de.logistic_probe(many, five % 2 * 2, classes=4)  # classes 1 and 3 never occur
     assert set(absent.predict(many).tolist()) <= {0, 2}
 
 
@@ -270,7 +270,7 @@ def test_inlp_projects_onto_the_joint_null_space(g: torch.Generator) -> None:
     torch.testing.assert_close(made.matrix @ made.matrix, made.matrix, rtol=0, atol=1e-12)
     torch.testing.assert_close(made(x), x @ made.matrix, rtol=0, atol=1e-12)
     assert (made(x) @ made.directions.mT).abs().max() < 1e-12
-    first = de.linear_probe(x, labels).weight
+    first = de.logistic_probe(x, labels).weight
     first = first / first.norm(dim=0)
     assert (made(torch.eye(11).double()) @ first).abs().max() < 1e-12  # not what the first saw
 
@@ -376,9 +376,9 @@ def test_what_is_refused(g: torch.Generator, own_checks: None) -> None:
     with pytest.raises(ValueError, match="the last axis of x"):
         de.leace(x, labels)(x[:, :2])
     with pytest.raises(ValueError, match="rows of two classes"):
-        de.linear_probe(x, torch.zeros(13).long())
+        de.logistic_probe(x, torch.zeros(13).long())
     with pytest.raises(ValueError, match="vectors of 3 numbers, got 2"):
-        de.linear_probe(x, labels).predict(x[:, :2])
+        de.logistic_probe(x, labels).predict(x[:, :2])
     with pytest.raises(ValueError, match="vectors must have 3 numbers, got 2"):
         de.inlp(x, labels, rounds=1)(x[:, :2])
     decoder, batches = model()
@@ -391,7 +391,7 @@ def test_what_is_refused(g: torch.Generator, own_checks: None) -> None:
 def test_shapes_without_values() -> None:
     empty = torch.ones(5, 7, device="meta")
     eraser = de.Eraser(
-        right=empty[:, :2].mT[:, :5].mT, left=empty[:, :2], mean=empty[:, 0],
+        right=empty[:, :2], left=empty[:, :2], mean=empty[:, 0],
         correlations=empty[0, :2],
     )  # fmt: skip
     assert eraser(torch.ones(3, 2, 5, device="meta")).shape == (3, 2, 5)

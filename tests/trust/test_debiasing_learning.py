@@ -199,7 +199,7 @@ def test_the_game_finds_the_best_lottery(slack: float, g: torch.Generator) -> No
     )  # fmt: skip
     promised = de.game_gap(
         bound=bound, constraints=4, rounds=rounds, size=1 + slack,
-        rate=math.sqrt(2 * math.log(5) / rounds) / (1 + slack),
+        step=math.sqrt(2 * math.log(5) / rounds) / (1 + slack),
     )  # fmt: skip
     assert 0 <= made.gap <= promised
     assert promised == pytest.approx(bound * (1 + slack) * math.sqrt(2 * math.log(5) / rounds))
@@ -207,7 +207,7 @@ def test_the_game_finds_the_best_lottery(slack: float, g: torch.Generator) -> No
     assert made.violation <= (1 + 2 * made.gap) / bound
     faster = de.exponentiated_gradient(
         x, y, a, learner=learner, constraint="demographic parity", slack=slack, bound=bound,
-        rounds=rounds, rate=0.5,
+        rounds=rounds, step=0.5,
     )  # fmt: skip
     assert faster.error + bound * max(faster.violation, 0) <= best.fun + 0.02
     assert float(made.weights.sum()) == pytest.approx(1.0)
@@ -221,7 +221,7 @@ def test_the_game_ends_near_where_fairlearn_ends(g: torch.Generator) -> None:
     x, y, a = people(g, 997)
     ours = de.exponentiated_gradient(
         x, y, a, learner=de.logistic_learner(penalty=1e-4), constraint="demographic parity",
-        slack=0.02, bound=3.0, rounds=40, rate=0.5,
+        slack=0.02, bound=3.0, rounds=40, step=0.5,
     )  # fmt: skip
     theirs = ExponentiatedGradient(
         LogisticRegression(C=10.0), DemographicParity(difference_bound=0.02), eps=0.02
@@ -247,7 +247,7 @@ def test_no_sequence_of_losses_beats_the_bound(k: int, rounds: int, rate: float,
         total += losses
         theta = theta + rate * losses
     regret = max(float(total.max()), 0.0) - gained
-    bound = de.game_gap(bound=1.0, constraints=k, rounds=rounds, rate=rate, size=1.0)
+    bound = de.game_gap(bound=1.0, constraints=k, rounds=rounds, step=rate, size=1.0)
     assert regret / rounds <= bound + 1e-12
 
 
@@ -270,8 +270,8 @@ def test_what_is_refused(g: torch.Generator, own_checks: None) -> None:
             x, y, a, learner=lambda *_: lambda z: z[:, 0], constraint="demographic parity",
             slack=0.0, bound=1.0, rounds=1,
         )  # fmt: skip
-    with pytest.raises(ValueError, match="rate must lie in"):
-        de.game_gap(bound=1.0, constraints=1, rounds=1, rate=0.0, size=1.0)
+    with pytest.raises(ValueError, match="step must lie in"):
+        de.game_gap(bound=1.0, constraints=1, rounds=1, step=0.0, size=1.0)
     with pytest.raises(ValueError, match="scores and groups must have the same shape"):
         de.decision_covariance(x[:, 0], a[:5])
 

@@ -8,7 +8,7 @@ r"""How bias in vectors is measured, what removes it, and what only hides it.
   :func:`hard_debias`; whether it can be undone, :func:`two_means`, :func:`cluster_accuracy`.
 * **Linear erasure**: :func:`leace`, :class:`ErasureFitter` batch by batch, with
   :class:`Eraser`, :class:`OracleEraser`, :func:`cross_covariance`, :func:`one_hot`; by probes,
-  :func:`inlp` with :func:`linear_probe`, :func:`balanced_accuracy`. Inside of a model:
+  :func:`inlp` with :func:`logistic_probe`, :func:`balanced_accuracy`. Inside of a model:
   :func:`scrub`.
 * **While learning**: :func:`reweigh`, :func:`fair_logistic` with :func:`decision_covariance`,
   :func:`reverse_gradient`, :func:`project_gradient`, :func:`exponentiated_gradient` with
@@ -55,7 +55,7 @@ from companion.trust.debiasing._probe import (
     NullProjection,
     balanced_accuracy,
     inlp,
-    linear_probe,
+    logistic_probe,
 )
 from companion.trust.debiasing._scrub import Scrubber, TextBatch, scrub
 from companion.trust.debiasing._text import SwapLexicon, bias_amplification, log_skew
@@ -100,9 +100,9 @@ __all__ = [
     "in_sentences",
     "inlp",
     "leace",
-    "linear_probe",
     "log_skew",
     "logistic_learner",
+    "logistic_probe",
     "moment_matrix",
     "negative_sentiment",
     "neutralize",

@@ -98,7 +98,7 @@ def moment_matrix(
     return torch.stack(rows)
 
 
-def game_gap(*, bound: float, constraints: int, rounds: int, rate: float, size: float) -> float:
+def game_gap(*, bound: float, constraints: int, rounds: int, step: float, size: float) -> float:
     r"""Bound how far from a saddle point the averages of the game are.
 
     .. math:: \nu \le B\Big(\frac{\log(K+1)}{\eta T} + \frac{\eta\rho^2}2\Big)
@@ -107,7 +107,7 @@ def game_gap(*, bound: float, constraints: int, rounds: int, rate: float, size: 
         bound: :math:`B`, the most that all multipliers sum to.
         constraints: :math:`K`.
         rounds: :math:`T`.
-        rate: :math:`\eta`.
+        step: :math:`\eta`.
         size: :math:`\rho`, the largest magnitude of a constraint's value.
 
     Returns:
@@ -124,14 +124,14 @@ def game_gap(*, bound: float, constraints: int, rounds: int, rate: float, size: 
     Book: :doc:`/book/trust/debiasing`
 
     Example:
-        >>> round(game_gap(bound=1.0, constraints=1, rounds=200, rate=0.1, size=1.0), 4)
+        >>> round(game_gap(bound=1.0, constraints=1, rounds=200, step=0.1, size=1.0), 4)
         0.0847
     """
-    for name, value in (("bound", bound), ("rate", rate), ("size", size)):
+    for name, value in (("bound", bound), ("step", step), ("size", size)):
         check_in_range(name, value, low=0.0, open_low=True, open_high=True)
     check_count("constraints", constraints)
     check_count("rounds", rounds)
-    return bound * (math.log(constraints + 1) / (rate * rounds) + rate * size**2 / 2)
+    return bound * (math.log(constraints + 1) / (step * rounds) + step * size**2 / 2)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -210,7 +210,7 @@ def exponentiated_gradient(
     slack: float,
     bound: float,
     rounds: int,
-    rate: float | None = None,
+    step: float | None = None,
     size: int | None = None,
 ) -> FairMixture:
     r"""Play multipliers against classifiers, and return the average classifier.
@@ -231,7 +231,7 @@ def exponentiated_gradient(
         slack: :math:`\epsilon \ge 0`, of each group to everybody.
         bound: :math:`B > 0`.
         rounds: :math:`T`.
-        rate: :math:`\eta`; by default the one of the best guarantee,
+        step: :math:`\eta`; by default the one of the best guarantee,
             :math:`\sqrt{2\log(K+1)/T}/(1+\epsilon)`, which is slow where violations are small.
         size: As in :func:`moment_matrix`.
 
@@ -256,8 +256,8 @@ def exponentiated_gradient(
     check_count("rounds", rounds)
     moments = moment_matrix(labels, groups, constraint=constraint, size=size).to(x.device)
     n, k = len(x), len(moments)
-    eta = math.sqrt(2 * math.log(k + 1) / rounds) / (1 + slack) if rate is None else rate
-    check_in_range("rate", eta, low=0.0, open_low=True, open_high=True)
+    eta = math.sqrt(2 * math.log(k + 1) / rounds) / (1 + slack) if step is None else step
+    check_in_range("step", eta, low=0.0, open_low=True, open_high=True)
     y = labels.double()
 
     def respond(prices: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:

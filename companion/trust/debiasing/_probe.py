@@ -16,7 +16,7 @@ from companion.core import (
     wide,
 )
 
-__all__ = ["LinearProbe", "NullProjection", "balanced_accuracy", "inlp", "linear_probe"]
+__all__ = ["LinearProbe", "NullProjection", "balanced_accuracy", "inlp", "logistic_probe"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -96,7 +96,7 @@ def balanced_accuracy(
     return torch.stack(of_each).mean()
 
 
-def linear_probe(
+def logistic_probe(
     x: Float[Tensor, "n dim"],
     labels: Integer[Tensor, " n"],
     *,
@@ -123,13 +123,14 @@ def linear_probe(
         ValueError: If shapes do not fit, an entry is not finite, or one class has all rows.
 
     Numerics:
-        Newton's method, :math:`O(nd^2)` a step, in float64.
+        Newton's method, :math:`O(nd^2)` a step, in float64. For one softmax over all classes, and
+        classes as they come, see :func:`companion.pretraining.transfer.linear_probe`.
 
     Book: :doc:`/book/trust/debiasing`
 
     Example:
         >>> x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
-        >>> linear_probe(x, torch.tensor([0, 0, 1, 1])).predict(x)
+        >>> logistic_probe(x, torch.tensor([0, 0, 1, 1])).predict(x)
         tensor([0, 0, 1, 1])
     """
     check_floating("x", x)
@@ -275,7 +276,7 @@ def inlp(
         x: Vectors.
         labels: Classes from 0.
         rounds: The most probes.
-        classes: As in :func:`linear_probe`.
+        classes: As in :func:`logistic_probe`.
         penalty: As there.
         tolerance: It ends where a probe's balanced accuracy, on these vectors, is within this of
             chance. Accuracy would not do: with unequal classes a constant is accurate.
@@ -284,7 +285,7 @@ def inlp(
         The projection.
 
     Raises:
-        ValueError: As in :func:`linear_probe`.
+        ValueError: As in :func:`logistic_probe`.
 
     References:
         Ravfogel et al. 2020, arXiv:2004.07667, algorithm 1.
@@ -304,7 +305,7 @@ def inlp(
     accuracy: list[float] = []
     for _ in range(rounds):
         left = x.to(basis) - (x.to(basis) @ basis) @ basis.mT
-        probe = linear_probe(left, labels, classes=classes, penalty=penalty)
+        probe = logistic_probe(left, labels, classes=classes, penalty=penalty)
         reached = float(balanced_accuracy(probe.predict(left), labels))
         accuracy.append(reached)
         if reached <= 1 / len(torch.unique(labels)) + tolerance:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Integer
 from torch import Tensor, nn
 
-from companion.core import Seen, check_count, check_shape, site_names, watch
+from companion.core import Seen, check_count, check_several, check_shape, site_names, watch
 from companion.trust.debiasing._eraser import Eraser
 from companion.trust.debiasing._leace import ErasureFitter, Method
 
@@ -100,6 +100,7 @@ def scrub(
 
     Book: :doc:`/book/trust/debiasing`
     """
+    check_several("sites", sites)
     check_count("batches", len(batches))
     check_count("classes", classes)
     with watch(model, read=list(sites)):
