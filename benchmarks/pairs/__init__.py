@@ -5,11 +5,13 @@ from benchmarks.pairs import (
     attention,
     constraints,
     data_quality,
+    debiasing,
     embeddings,
     fairness,
     graphs,
     losses,
     models,
+    multimodal,
     multiscale,
     norms,
     optimizers,
@@ -39,8 +41,10 @@ PAIRS: dict[str, Pair] = {
         data_quality,
         training,
         fairness,
+        debiasing,
         graphs,
         robustness,
+        multimodal,
     )
     for pair in module.pairs()
 }
