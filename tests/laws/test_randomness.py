@@ -27,6 +27,7 @@ from companion.pretraining.masked import sentence_boundaries
 from companion.transformer.block import Decoder, TransformerConfig
 from companion.transformer.multi_head import MultiHeadAttention
 from companion.trust.fairness import Acceptance, Cells, DerivedPredictor
+from companion.trust.interpretability import SparseAutoencoder, Translator
 
 from .public import callables, numbers, parameters, plain
 
@@ -148,6 +149,47 @@ def tables(module: nn.Module) -> dict[str, Any]:
 
 
 CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
+    "SparseAutoencoder": lambda f, g: {"directions": f(5, 7, generator=g).decoder.detach()},
+    "control_labels": lambda f, g: {
+        "labels": f(torch.arange(29), torch.arange(29) % 7, generator=g),
+    },
+    "random_erasure": lambda f, g: {
+        "orders": f(
+            lambda keep: keep.double() @ torch.arange(1, 12).double(),
+            11,
+            draws=5,
+            ratios=(0.4,),
+            generator=g,
+        ).comprehensiveness
+    },
+    "sampled_shapley": lambda f, g: {
+        "orders": f(
+            lambda s: (s.double() @ torch.arange(1, 8).double()).square(),
+            7,
+            orders=3,
+            generator=g,
+        ).values
+    },
+    "train_autoencoder": lambda f, g: {
+        "batches": f(
+            SparseAutoencoder(5, 7, generator=G().manual_seed(0)),
+            TABLES[23, 5].float(),
+            steps=2,
+            batch_size=3,
+            generator=g,
+        )
+    },
+    "tune_translator": lambda f, g: {
+        "batches": f(
+            Translator(12),
+            a_decoder(),
+            TABLES[11, 3].float().repeat(1, 4),
+            TABLES[11, 3].float().repeat(1, 4) + 1,
+            steps=2,
+            batch_size=3,
+            generator=g,
+        )
+    },
     "bootstrap": lambda f, g: {
         "tables": f(TABLE, lambda c: c.tp.double(), resamples=17, generator=g).resamples
     },

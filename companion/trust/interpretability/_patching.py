@@ -200,6 +200,10 @@ def _number(value: Tensor) -> Tensor:
     return value.reshape(())
 
 
+def _with_gradient(value: Tensor) -> Tensor:
+    return value if value.requires_grad else value.detach().requires_grad_()
+
+
 def _both_runs(
     model: nn.Module, metric: Metric, clean: Tensor, corrupt: Tensor, sites: Sequence[str]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
@@ -212,7 +216,9 @@ def _both_runs(
     with watch(model, read=sites) as seen:
         m_clean = _number(metric(clean))
         held = {site: seen[site].detach() for site in sites}
-    with watch(model, read=sites) as seen:
+    # In a frozen model gradients begin at the first site that is reached.
+    begin = dict.fromkeys(sites, _with_gradient) if torch.is_grad_enabled() else {}
+    with watch(model, read=sites, replace=begin) as seen:
         m_corrupt = _number(metric(corrupt))
         own = {site: seen[site] for site in sites}
     sizes = {held[site].shape[1] for site in sites}
