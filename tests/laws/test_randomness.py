@@ -60,6 +60,7 @@ a_decoder = fixed(lambda: Decoder(CONFIG).eval())
 an_attention = fixed(lambda: MultiHeadAttention(12, heads=3))
 a_gate = fixed(lambda: HardConcrete(7))
 a_line = fixed(lambda: nn.Linear(7, 5))
+an_autoencoder = fixed(lambda: SparseAutoencoder(5, 7, generator=G().manual_seed(0)))
 TABLES = {shape: numbers(*shape) for shape in ((3, 5), (5, 7), (11, 3), (23, 5), (3, 64), (17, 17))}
 
 
@@ -172,7 +173,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     },
     "train_autoencoder": lambda f, g: {
         "batches": f(
-            SparseAutoencoder(5, 7, generator=G().manual_seed(0)),
+            an_autoencoder(),
             TABLES[23, 5].float(),
             steps=2,
             batch_size=3,
