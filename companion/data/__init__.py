@@ -90,6 +90,7 @@ from companion.data.questions import (
     toxicity,
     xsum,
 )
+from companion.data.reviews import REVIEWS, Reviews, news, reviews
 from companion.data.stored_runs import StoredRun, stored_run
 from companion.data.tables import Table
 from companion.data.tagged import TaggedSentence, conll_sample
@@ -112,6 +113,7 @@ __all__ = [
     "ENVIRONMENT_VARIABLE",
     "KNOWLEDGE_GRAPHS",
     "QUESTIONS",
+    "REVIEWS",
     "WORD_SIMILARITY",
     "Analogy",
     "BiasQuestion",
@@ -133,6 +135,7 @@ __all__ = [
     "Profession",
     "Question",
     "RatedComments",
+    "Reviews",
     "SmolLM2",
     "SmolLM2Config",
     "StereoItem",
@@ -172,8 +175,10 @@ __all__ = [
     "locate",
     "minilm",
     "mnist",
+    "news",
     "occupations",
     "questions",
+    "reviews",
     "shakespeare",
     "shakespeare_plays",
     "smollm2",

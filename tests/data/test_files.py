@@ -95,7 +95,7 @@ def test_requirements_pin_the_registry_versions_by_hash() -> None:
     wheels = {
         w.name: w.version
         for w in _registry.wheels().values()
-        if "scikit" not in w.name and not w.system
+        if w.install == "python -m companion.data install"
     }
     assert pinned == wheels
     for name, version in wheels.items():

@@ -77,6 +77,10 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ],
     ("add_lora", "targets"): [lora],
     ("corpus", "documents"): [lambda f: f(["the cat"] * 5), lambda f: f("the cat", min_count=1)],
+    ("eda", "synonyms"): [
+        lambda f: f(["a"], {"a": "bc"}, generator=torch.Generator().manual_seed(0))
+    ],
+    ("eda", "words"): [lambda f: f("abc", {}, generator=torch.Generator().manual_seed(0))],
     ("emoji_images", "languages"): [lambda f: f(languages="en")],
     ("encode", "tokens"): [lambda f: f("ab", count_words(["a", "b"], min_count=1))],
     ("few_shot", "shots"): [lambda f: f("ab", "c")],

@@ -5,6 +5,7 @@ fails, and so does an entry without a function.
 """
 
 import copy
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -139,6 +140,20 @@ COIN = DerivedPredictor(
 FACTS = torch.tensor([[0, 1, 2], [3, 0, 8]])
 
 
+MANY_PIXELS = torch.rand(61, 7, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+FIRST = torch.zeros(61).long()
+
+
+def apart(x: Tensor) -> Tensor:
+    """Logits that are the numbers themselves."""
+    return x
+
+
+def answers(offset: Tensor) -> Tensor:
+    """Log-probabilities of a bent model."""
+    return torch.sin(3 * (TABLES[5, 7] + offset)).cumsum(1).log_softmax(-1)
+
+
 def named(module: nn.Module, *names: str) -> dict[str, Any]:
     """Parameters of a module by their names."""
     return {name: getattr(module, name) for name in names}
@@ -191,6 +206,44 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
             generator=g,
         )
     },
+    "certify": lambda f, g: {
+        "votes": f(apart, TABLES[5, 7], sigma=2.0, samples=20, generator=g).lower
+    },
+    "eda": lambda f, g: {
+        f"copy {k}": words
+        for k, words in enumerate(
+            f([*"abcdefghij"], {c: [*"xyz"] for c in "abcdefghij"}, ratio=0.3, generator=g)
+        )
+    },
+    "freelb_start": lambda f, g: {
+        "offset": f(torch.ones(3, 5, dtype=torch.bool), dim=7, eps=1.0, generator=g)
+    },
+    "masking_audit": lambda f, g: {
+        "noise": f(
+            apart, MANY_PIXELS, MANY_PIXELS.argmax(1), eps=0.3, steps=[1], queries=1, generator=g
+        ).accuracies["noise"]
+    },
+    "mixup": lambda f, g: {
+        "weight": f(TABLES[23, 5], torch.arange(23), alpha=1.0, generator=g).weight,
+        "partners": f(TABLES[23, 5], torch.arange(23), alpha=1.0, generator=g).second,
+    },
+    "pgd": lambda f, g: {
+        "start": f(apart, MANY_PIXELS, FIRST, eps=0.3, step=1e-9, steps=1, bounds=None, generator=g)
+    },
+    "random_in_ball": lambda f, g: {
+        str(norm): f(TABLES[5, 7], eps=1.0, norm=norm, generator=g) for norm in (1, 2, math.inf)
+    },
+    "random_search": lambda f, g: {
+        "corner": f(apart, MANY_PIXELS, FIRST, eps=0.3, queries=1, bounds=None, generator=g),
+        "turns": f(apart, MANY_PIXELS, FIRST, eps=0.3, queries=5, bounds=None, generator=g),
+    },
+    "sine_tasks": lambda f, g: f(5, generator=g)._asdict(),
+    "smooth_votes": lambda f, g: {
+        "votes": f(apart, TABLES[5, 7], sigma=2.0, samples=50, generator=g)
+    },
+    "typos": lambda f, g: {"text": f("wonderful things and others " * 5, ratio=0.5, generator=g)},
+    "vat_direction": lambda f, g: {"start": f(answers, TABLES[5, 7], xi=1.0, generator=g)},
+    "vat_loss": lambda f, g: {"start": f(answers, TABLES[5, 7], eps=1.0, xi=1.0, generator=g)},
     "bootstrap": lambda f, g: {
         "tables": f(TABLE, lambda c: c.tp.double(), resamples=17, generator=g).resamples
     },

@@ -6,6 +6,7 @@ moved as a reader moves them, and the numbers are held against ``companion``.
 
 import base64
 import json
+import math
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +31,7 @@ from companion.foundations.cross_entropy import (
     softmax_jacobian,
 )
 from companion.foundations.language_models import BPE
+from companion.knowledge import robustness
 from companion.pretraining import autoregressive
 from companion.transformer import block, cost, positions
 from companion.transformer.attention import attention_state
@@ -380,6 +382,16 @@ def test_the_explorer_shows_the_bytes_of_the_run(opened: Opened) -> None:
     # Fewer layers: the last one is shown.
     opened.set(model=0, layer=30)
     assert opened.shown["layer"] == 6
+
+
+@on("ball")
+@pytest.mark.parametrize(("kind", "norm"), [(0, math.inf), (1, 2.0), (2, 1.0)])
+def test_the_step_is_the_steepest_of_the_library(opened: Opened, kind: int, norm: float) -> None:
+    for angle in (25, 118, 270):
+        opened.set(angle=angle, p=kind)
+        g = torch.tensor(opened.shown["g"], dtype=torch.float64)
+        close(opened.shown["step"], robustness.steepest(g[None], norm=norm)[0])
+        close(opened.shown["gain"], torch.linalg.vector_norm(g, ord=robustness.dual_norm(norm)))
 
 
 @on("optimizer")
