@@ -141,6 +141,7 @@ def test_nothing_can_be_chosen_in_a_short_text() -> None:
     assert torch.equal(alternative_attention(A, V), A)
 
 
+@pytest.mark.usefixtures("own_checks")
 @pytest.mark.parametrize(
     ("call", "said"),
     [

@@ -124,6 +124,7 @@ def test_tuning_lowers_the_divergence_and_leaves_the_model() -> None:
     assert all(p.grad is None for p in lens.parameters())
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_a_lens_needs_a_final_norm() -> None:
     with torch.random.fork_rng(devices=[]):
         post = Decoder(

@@ -242,6 +242,7 @@ def test_kendalls_tau_is_scipys(seed: int, n: int, grid: int) -> None:
     )
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_the_surrogate_has_the_gradient_of_the_expectation() -> None:
     theta = draw(3).requires_grad_()
     choices = torch.tensor(list(itertools.product([False, True], repeat=3)))

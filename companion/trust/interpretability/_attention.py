@@ -253,7 +253,8 @@ def null_attention(values: Float[Tensor, "m value"]) -> Float[Tensor, "free m"]:
     U, size, _ = torch.linalg.svd(bound, full_matrices=True)
     limit = max(bound.shape) * torch.finfo(values.dtype).eps * size.max()
     rank = int((size > limit).sum())
-    return U[:, rank:].mT
+    free: Tensor = U[:, rank:].mT
+    return free
 
 
 def alternative_attention(

@@ -232,7 +232,7 @@ def autoencoder_report(
     lost, active = 0.0, 0.0
     alive = torch.zeros(len(autoencoder.decoder), dtype=torch.bool, device=x.device)
     with torch.no_grad():
-        for some in x.split(batch_size):
+        for some in torch.split(x, batch_size):
             f = autoencoder.encode(some)
             lost += float((some - autoencoder.decode(f)).double().square().sum())
             active += float((f > 0).sum())

@@ -250,7 +250,7 @@ class _Line:
         """The score at some places, in float64."""
         found = []
         with torch.no_grad():
-            for some in alpha.split(self.batch_size):
+            for some in torch.split(alpha, self.batch_size):
                 told = self.f(self.points(some))
                 check_shape("what f returns", told, (len(some),))
                 found.append(told.double())
@@ -261,7 +261,7 @@ class _Line:
         places, w = gauss_legendre(nodes, device=low.device)
         width = high - low
         alpha = (low[:, None] + width[:, None] * places).flatten()
-        slopes = [_gradient(self.f, self.points(s)) for s in alpha.split(self.batch_size)]
+        slopes = [_gradient(self.f, self.points(s)) for s in torch.split(alpha, self.batch_size)]
         shape = (len(low), nodes, *self.start.shape)
         weight = (width[:, None] * w).view(len(low), nodes, *[1] * self.start.ndim)
         return (weight * torch.cat(slopes).double().view(shape)).sum(1)
@@ -275,7 +275,7 @@ def _adaptive(line: _Line, tolerance: float, nodes: int, most: int) -> PathAttri
     """Halve the worst pieces until the errors of all add up to no more than the tolerance."""
     edges = torch.tensor([0.0, 1.0], dtype=torch.float64, device=line.start.device)
     low, high = edges[:1], edges[1:]
-    score_low, score_high = line.scores(edges).split(1)
+    score_low, score_high = line.scores(edges).tensor_split(2)
     integral = line.pieces(low, high, nodes)
     used = nodes
     while True:

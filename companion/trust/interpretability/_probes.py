@@ -47,7 +47,7 @@ def control_labels(
     check_shape("types", types, (None,))
     check_same_shape("types", types, "labels", labels)
     check_count("tokens", len(types))
-    known, place = types.unique(return_inverse=True)
+    known, place = torch.unique(types, return_inverse=True)
     drawn = torch.randint(len(labels), (len(known),), generator=generator, device=generator.device)
     return labels[drawn.to(labels.device)][place]
 
@@ -104,7 +104,7 @@ def probe_selectivity(
     scores = []
     for task in (labels, control):
         # Held-out classes that training lacks cannot be said: they count as mistakes.
-        names, known = task[~held_out].unique(return_inverse=True)
+        names, known = torch.unique(task[~held_out], return_inverse=True)
         if len(names) < 2:
             said = names[0].expand(int(held_out.sum()))
         else:
@@ -164,7 +164,7 @@ def online_code_length(
         raise ValueError(f"cuts must ascend from 1 or more to below {n}, got {cuts}")
     length = cuts[0] * float(torch.tensor(float(known)).double().log())
     for start, end in pairwise(ends):
-        names, seen = labels[:start].unique(return_inverse=True)
+        names, seen = torch.unique(labels[:start], return_inverse=True)
         even = known / (start + known)
         told = torch.full((end - start, known), even / known, dtype=torch.float64)
         told = told.to(features.device)

@@ -19,7 +19,7 @@ Value = Callable[[Bool[Tensor, "coalitions players"]], Float[Tensor, " coalition
 def worth(value: Value, coalitions: Tensor, batch_size: int) -> Tensor:
     """The worth of each coalition, in float64, some at a time."""
     found = []
-    for some in coalitions.split(batch_size):
+    for some in torch.split(coalitions, batch_size):
         told = value(some)
         check_shape("what value returns", told, (len(some),))
         found.append(told.detach().double())
