@@ -5,12 +5,14 @@ from benchmarks.pairs import (
     attention,
     constraints,
     data_quality,
+    debiasing,
     embeddings,
     fairness,
     graphs,
     interpretability,
     losses,
     models,
+    multimodal,
     multiscale,
     norms,
     optimizers,
@@ -41,8 +43,10 @@ PAIRS: dict[str, Pair] = {
         training,
         interpretability,
         fairness,
+        debiasing,
         graphs,
         robustness,
+        multimodal,
     )
     for pair in module.pairs()
 }

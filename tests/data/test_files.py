@@ -288,7 +288,7 @@ def test_install_runs_pip_with_the_pinned_requirements(monkeypatch: pytest.Monke
     assert command_line.main(["install", "--target", "there"]) == 0
     assert commands[0][:4] == [sys.executable, "-m", "pip", "install"]
     assert {"--no-deps", "--require-hashes"} <= set(commands[0])
-    assert Path(commands[0][-1]).read_text(encoding="utf-8").count("--hash=sha256:") == 11
+    assert Path(commands[0][-1]).read_text(encoding="utf-8").count("--hash=sha256:") == 14
     assert commands[1][-2:] == ["--target", "there"]
 
 

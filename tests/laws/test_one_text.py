@@ -51,6 +51,10 @@ def bare(name: str) -> Any:
 
 #: Calls with one text, at each depth at which several are meant.
 CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
+    ("SwapLexicon", "pairs"): [lambda f: f(["he"])],
+    ("in_sentences", "words"): [lambda f: f("art", ["This is {}."])],
+    ("in_sentences", "templates"): [lambda f: f(["art"], "This is {}.")],
+    ("scrub", "sites"): [lambda f: f(small_decoder(), [None], sites="blocks.*.stream", classes=2)],
     ("BPE.from_merges", "special_tokens"): [lambda f: f([], special_tokens="<end>")],
     ("BPE.train", "special_tokens"): [lambda f: f("a", vocab_size=300, special_tokens="<end>")],
     ("ClosedVocabulary.build", "texts"): [
@@ -122,6 +126,8 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ],
     ("page", "given"): [lambda f: f("eq:mean", {}, given="def:mean")],
     ("hashed_ngrams", "texts"): [lambda f: f("the cat")],
+    ("word_errors", "reference"): [lambda f: f("the cat", ["the"])],
+    ("word_errors", "hypothesis"): [lambda f: f(["the"], "the cat")],
     ("near_duplicates", "texts"): [lambda f: f("the cat")],
 }
 #: Where one text is meant as well, and what it does.

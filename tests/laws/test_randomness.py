@@ -8,6 +8,7 @@ import copy
 import math
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from companion.data import WeatTest, WordGroup, WordVectors
 from companion.efficiency.sparsity import HardConcrete
 from companion.foundations.embeddings import Schedule, corpus
 from companion.foundations.embeddings import vocabulary as count_words
@@ -55,6 +57,14 @@ def fixed(make: Callable[[], nn.Module]) -> Callable[[], Any]:
         torch.manual_seed(5)
         made = make()
     return lambda: copy.deepcopy(made)
+
+
+PAIR_SCORES = numbers(23, 23)
+
+
+def enumerate_names(tensors: Any) -> Any:
+    """Parameters by their places."""
+    return ((f"weights {k}", tensor) for k, tensor in enumerate(tensors))
 
 
 a_decoder = fixed(lambda: Decoder(CONFIG).eval())
@@ -164,6 +174,14 @@ def tables(module: nn.Module) -> dict[str, Any]:
     return named(module, "entity", "relation")
 
 
+#: More words than partitions are counted of.
+FIFTY = WordVectors([f"w{i}" for i in range(56)], numbers(56, 5))
+ENDS = (0, 25, 50, 53, 56)
+GROUPS = [WordGroup("", tuple(FIFTY.words[a:b])) for a, b in pairwise(ENDS)]
+SIDES = [numbers(23, 5, seed=k) for k in range(4)]
+CLOUD = numbers(29, 3)
+TEST = WeatTest(*GROUPS, reference="", participants="", effect_size=None)
+
 CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     "SparseAutoencoder": lambda f, g: {"directions": f(5, 7, generator=g).decoder.detach()},
     "control_labels": lambda f, g: {
@@ -247,9 +265,34 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     "bootstrap": lambda f, g: {
         "tables": f(TABLE, lambda c: c.tp.double(), resamples=17, generator=g).resamples
     },
+    "permutation_test": lambda f, g: {
+        "partitions": f(SIDES[0][:, 0], SIDES[1][:, 0], draws=97, generator=g).p_value
+    },
+    "trust.debiasing.weat": lambda f, g: {
+        "partitions": f(
+            *(numbers(23, 5, seed=k) for k in range(4)), draws=97, generator=g
+        ).test.p_value
+    },
+    "word_weat": lambda f, g: {
+        "partitions": f(FIFTY, TEST, draws=97, generator=g).result.test.p_value
+    },
+    "two_means": lambda f, g: {"clusters": f(CLOUD, restarts=1, steps=2, generator=g)},
     "null_gaps": lambda f, g: {"gaps": f(torch.tensor([50, 70]), 0.4, draws=17, generator=g)},
     "DerivedPredictor.predict": lambda f, g: {
         "decisions": f(COIN, torch.zeros(29).double(), torch.zeros(29).long(), generator=g)
+    },
+    "DualEncoder": lambda f, g: named(f(5, 3, dim=4, generator=g), "first", "second"),
+    "TensorFusion": lambda f, g: named(f(3, 2, out=4, generator=g), "weight"),
+    "LowRankFusion": lambda f, g: dict(
+        enumerate_names(f([3, 2], rank=2, out=4, generator=g).weights)
+    ),
+    "itm_negatives": lambda f, g: {
+        "hard": f(PAIR_SCORES, generator=g),
+        "easy": f(PAIR_SCORES, generator=g, hard=False),
+    },
+    "modality_mask": lambda f, g: {
+        "shown": f(37, 3, p=0.3, generator=g),
+        "back": f(37, 3, p=1.0, generator=g),
     },
     "ComplEx": lambda f, g: tables(f(5, 3, dim=4, generator=g)),
     "DistMult": lambda f, g: tables(f(5, 3, dim=4, generator=g)),

@@ -35,6 +35,7 @@ from companion.knowledge import robustness
 from companion.pretraining import autoregressive
 from companion.transformer import block, cost, positions
 from companion.transformer.attention import attention_state
+from companion.trust import debiasing
 
 from .conftest import HTML, MISSING, PAGES, ROOT
 from .test_browser import complaints, visit
@@ -550,3 +551,28 @@ def test_the_theory_is_a_gaussian_mean(opened: Opened, kind: int, rule: str) -> 
     torch.testing.assert_close(tensor(shown["q"]), tensor(q), rtol=1e-6, atol=0)
     steps = tensor(shown["g"][:-1]) / tensor(shown["g"][1:])
     torch.testing.assert_close(steps, tensor(slopes), rtol=1e-6, atol=0)
+
+
+@on("leace")
+@pytest.mark.parametrize(("stretch", "angle"), [(1.0, 0), (2.5, 35), (3.7, 110)])
+def test_leace_erases_as_the_library_does(opened: Opened, stretch: float, angle: int) -> None:
+    costs = []
+    for kind in range(4):
+        opened.set(kind=kind, stretch=stretch, angle=angle)
+        shown = opened.shown
+        x = tensor(shown["x"])
+        side = (torch.arange(len(x)) >= len(x) // 2).long()
+        fitter = debiasing.ErasureFitter(2, 2).update(x, side)
+        want = [
+            x,
+            fitter.eraser("orthogonal")(x),
+            fitter.eraser()(x),
+            fitter.oracle()(x, side),
+        ][kind]
+        close(shown["after"], want)
+        close(shown["cost"], (want - x).square().sum(1).mean())
+        costs.append(shown["cost"])
+        if kind:
+            assert shown["apart"] < 1e-9
+    close(opened.shown["costs"], costs)
+    assert costs[3] <= costs[2] <= costs[1]
