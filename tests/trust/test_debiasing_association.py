@@ -206,3 +206,12 @@ def test_what_is_refused(g: torch.Generator, own_checks: None) -> None:
         de.negative_sentiment(torch.tensor([-0.1, 0.3]))
     with pytest.raises(ValueError, match="power must be above 0"):
         de.direct_bias(x, x[0], power=0.0)
+
+
+@pytest.mark.parametrize(("n", "m"), [(8, 8), (7, 5), (11, 2)])
+def test_equal_numbers_have_no_effect_size(n: int, m: int) -> None:
+    # Their rounded mean differs from each of them, so that a deviation above 0 seems to be there.
+    for dtype in (torch.float32, torch.float64):
+        same = torch.full((n + m,), 0.1, dtype=dtype)
+        for ddof in (0, 1):
+            assert de.effect_size(same[:n], same[n:], ddof=ddof).isnan()

@@ -281,3 +281,20 @@ def test_shapes_without_values() -> None:
     assert de.reverse_gradient(x, strength=1.0).shape == x.shape
     assert de.project_gradient(x[:, 0], x[:, 1], strength=0.1).shape == (7,)
     assert de.decision_covariance(x[:, 0], x[:, 1]).shape == ()
+
+
+def test_a_group_that_is_no_number_does_not_switch_the_constraint_off(g: torch.Generator) -> None:
+    x, y = torch.randn(7, 2, generator=g), torch.tensor([0, 1, 0, 1, 1, 0, 1])
+    groups = torch.tensor([float("nan"), 1.0, 0.0, 1.0, 0.0, 0.0, 1.0])
+    with pytest.raises(ValueError, match="groups must be finite"):
+        de.fair_logistic(x, y, groups, limit=0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_projected_gradient_has_no_scale(scale: float, g: torch.Generator) -> None:
+    # The square of the adversary's gradient would overflow, or vanish, in float32.
+    first, second = torch.randn(2, 13, generator=g)
+    made = de.project_gradient(first, second * scale, strength=0.0)
+    want = first - (first @ second) / (second @ second) * second
+    torch.testing.assert_close(made, want, rtol=1e-5, atol=1e-6)
+    assert torch.equal(de.project_gradient(first, 0 * second, strength=0.7), first)

@@ -163,3 +163,16 @@ def test_what_a_pick_refuses(own_checks: None) -> None:
     history = History(ids, 2, yes, torch.tensor([False]))
     with pytest.raises(ValueError, match="give prompts of one length"):
         de.SelfDebias(model, descriptions=[ids]).warp(torch.ones(1, 23), history)
+
+
+def test_counts_are_counts() -> None:
+    good = torch.tensor([3.0, 1.0])
+    for bad, match in (([-3.0, 1.0], "0 or more"), ([float("nan"), 1.0], "must be finite")):
+        with pytest.raises(ValueError, match=match):
+            de.log_skew(good, torch.tensor(bad))
+        with pytest.raises(ValueError, match=match):
+            de.bias_amplification(torch.tensor([bad]), good[None])
+    some, none = torch.tensor([[3.0, 1.0], [2.0, 5.0]]), torch.tensor([[3.0, 1.0], [0.0, 0.0]])
+    for training, predicted, name in ((some, none, "predicted"), (none, some, "training")):
+        with pytest.raises(ValueError, match=f"item 1 has no count in {name}"):
+            de.bias_amplification(training, predicted)

@@ -143,3 +143,52 @@ def test_shapes_without_values() -> None:
     assert de.neutralize(x, x[0, :1]).shape == x.shape
     assert de.equalize(x, x[0, :1]).shape == x.shape
     assert de.bias_directions(x).shape == (1, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_word_along_the_direction_is_nan_and_not_rounding_errors(
+    dtype: torch.dtype, g: torch.Generator
+) -> None:
+    direction = unit(numbers(1, 307, g=g))
+    words = torch.cat([2.7 * direction, -0.3 * direction, direction + unit(numbers(1, 307, g=g))])
+    made = de.neutralize(words.to(dtype), direction.to(dtype))
+    assert made[:2].isnan().all()
+    assert abs(float(made[2].double().norm()) - 1) < 0.01
+    # So it is with pairs that do not differ along the direction.
+    side = unit(numbers(2, 307, g=g))
+    side = unit(side - side @ direction.mT @ direction)
+    pair = unit(side + 0.4 * direction)
+    assert de.equalize(pair[None].to(dtype), direction.to(dtype)).isnan().all()
+    pair = unit(side + torch.tensor([[0.4], [-0.3]]) * direction)
+    assert de.equalize(pair[None].to(dtype), direction.to(dtype)).isfinite().all()
+
+
+def test_directions_may_have_another_dtype(g: torch.Generator) -> None:
+    words, direction = numbers(5, 7, g=g), unit(numbers(1, 7, g=g)).float()
+    keep, pairs = torch.zeros(5, dtype=torch.bool), torch.tensor([[0, 3]])
+    made = de.hard_debias(words, direction, keep=keep, pairs=pairs)
+    assert made.dtype == torch.float64
+    assert (made[[1, 2, 4]] @ direction.double().mT).abs().max() < 1e-6
+
+
+def test_hard_debiasing_refuses_what_it_cannot_do(g: torch.Generator) -> None:
+    words, direction = numbers(5, 7, g=g), unit(numbers(1, 7, g=g))
+    keep = torch.zeros(5, dtype=torch.bool)
+    for wrong in ([[0, 1], [1, 2]], [[3, 3]]):
+        with pytest.raises(ValueError, match=r"row [13] stands in two pairs"):
+            de.hard_debias(words, direction, keep=keep, pairs=torch.tensor(wrong))
+    # The same pair named again, or the other way around, is one pair.
+    once, again = (
+        de.hard_debias(words, direction, keep=keep, pairs=torch.tensor(pairs))
+        for pairs in ([[0, 1]], [[0, 1], [1, 0]])
+    )
+    torch.testing.assert_close(once, again, rtol=0, atol=1e-15)
+    with pytest.raises(ValueError, match="keep must be Boolean"):
+        de.hard_debias(words, direction, keep=keep.long(), pairs=torch.tensor([[0, 1]]))
+    with pytest.raises(ValueError, match="words must be floating"):
+        de.direct_bias(torch.ones(2, 3, dtype=torch.long), torch.ones(3))
+
+
+def test_clusters_of_what_is_no_number_are_refused(g: torch.Generator) -> None:
+    with pytest.raises(ValueError, match="vectors must be finite"):
+        de.two_means(torch.tensor([[math.nan], [1.0], [2.0]]), generator=g)

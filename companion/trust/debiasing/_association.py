@@ -118,7 +118,10 @@ def effect_size(
     if ddof not in (0, 1):
         raise ValueError(f"ddof must be 0 or 1, got {ddof}")
     both = wide(torch.cat([first, second]))
-    return (wide(first).mean() - wide(second).mean()) / both.std(correction=ddof)
+    spread = both.std(correction=ddof)
+    # The mean of equal numbers is rounded, and then none of them seems to equal it.
+    spread = torch.where(both.amax() > both.amin(), spread, torch.nan)
+    return (wide(first).mean() - wide(second).mean()) / spread
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

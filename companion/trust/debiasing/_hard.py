@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from companion.core import (
+    can_read,
     check_count,
     check_finite,
     check_floating,
@@ -102,6 +103,8 @@ def direct_bias(
         >>> direct_bias(torch.tensor([[3.0, 4.0]]), torch.tensor([2.0, 0.0]))
         tensor(0.6000)
     """
+    check_floating("words", words)
+    check_floating("direction", direction)
     check_shape("words", words, (None, None))
     check_shape("direction", direction, (words.shape[1],))
     check_count("words", len(words))
@@ -129,7 +132,11 @@ def neutralize(
 
     Returns:
         Vectors in the dtype of the words. A word in the span of the directions has nothing left:
-        zeros, or NaN if it shall have length 1.
+        about 0, or NaN if it shall have length 1.
+
+    Numerics:
+        What is left counts as nothing if it is below four units of rounding of the word's length,
+        in the coarser dtype of the two: rounding errors have a direction too.
 
     Raises:
         ValueError: If the dimensions differ.
@@ -144,12 +151,20 @@ def neutralize(
         tensor([0., 1.])
     """
     check_floating("words", words)
+    check_floating("directions", directions)
     check_shape("directions", directions, (None, words.shape[-1]))
-    held, g = wide(words), wide(directions)
+    held = wide(words)
+    g = directions.to(held)
     left = held - (held @ g.mT) @ g
     if normalize:
-        left = left / left.norm(dim=-1, keepdim=True)
+        size, whole = left.norm(dim=-1, keepdim=True), held.norm(dim=-1, keepdim=True)
+        left = left / torch.where(size > _rounding(words, directions) * whole, size, torch.nan)
     return left.to(words.dtype)
+
+
+def _rounding(words: Tensor, directions: Tensor) -> float:
+    """How much of a length may be rounding errors."""
+    return 4 * max(torch.finfo(words.dtype).eps, torch.finfo(directions.dtype).eps)
 
 
 def equalize(
@@ -175,7 +190,8 @@ def equalize(
         ValueError: If the dimensions differ, or sets have fewer than two members.
 
     Numerics:
-        :math:`1-\lVert\nu\rVert^2` is clipped at 0, where roundings would make it negative.
+        :math:`1-\lVert\nu\rVert^2` is clipped at 0, where roundings would make it negative. A
+        difference below four units of rounding counts as none.
 
     References:
         Bolukbasi et al. 2016, arXiv:1607.06520, section 6; the denominator there is the norm of
@@ -190,17 +206,22 @@ def equalize(
         tensor([0.7000, 0.7000])
     """
     check_floating("pairs", pairs)
+    check_floating("directions", directions)
     check_shape("pairs", pairs, (None, None, None))
     check_shape("directions", directions, (None, pairs.shape[2]))
     if pairs.shape[1] < 2:
         raise ValueError("a set to equalize needs two members or more")
-    held, g = wide(pairs), wide(directions)
+    held = wide(pairs)
+    g = directions.to(held)
     along = (held @ g.mT) @ g
     middle = along.mean(1, keepdim=True)
     rest = held.mean(1, keepdim=True) - middle
     side = along - middle
     height = (1 - rest.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
-    made: Tensor = (rest + height * side / side.norm(dim=-1, keepdim=True)).to(pairs.dtype)
+    size = side.norm(dim=-1, keepdim=True)
+    whole = held.norm(dim=-1, keepdim=True).amax(1, keepdim=True)
+    size = torch.where(size > _rounding(pairs, directions) * whole, size, torch.nan)
+    made: Tensor = (rest + height * side / size).to(pairs.dtype)
     return made
 
 
@@ -226,7 +247,8 @@ def hard_debias(
         New vectors of length 1.
 
     Raises:
-        ValueError: If shapes do not fit, or a pair names a row that is not there.
+        ValueError: If shapes do not fit, ``keep`` is not Boolean, a pair names a row that is not
+            there, or a word stands in two different pairs: it could be equalized in one alone.
 
     References:
         Bolukbasi et al. 2016, arXiv:1607.06520.
@@ -236,8 +258,20 @@ def hard_debias(
     check_floating("vectors", vectors)
     check_shape("vectors", vectors, (None, None))
     check_shape("keep", keep, (len(vectors),))
+    if keep.dtype != torch.bool:
+        raise ValueError(
+            f"keep must be Boolean, got {keep.dtype}: say which words with == or .bool()"
+        )
     check_shape("pairs", pairs, (None, 2))
     check_ids("pairs", pairs, len(vectors))
+    if can_read(pairs):
+        different = torch.unique(pairs.long().sort(1).values, dim=0)
+        rows, counts = different.unique(return_counts=True)
+        if bool((counts > 1).any()):
+            raise ValueError(
+                f"row {int(rows[counts > 1][0])} stands in two pairs, or twice in one: it can be "
+                "equalized with one other word; leave a pair out"
+            )
     unit = wide(vectors)
     unit = unit / unit.norm(dim=1, keepdim=True)
     made = torch.where(keep[:, None], unit, neutralize(unit, directions))
@@ -268,7 +302,7 @@ def two_means(
         0 or 1 for each vector. Which cluster is called 0 means nothing.
 
     Raises:
-        ValueError: If there are fewer than two vectors.
+        ValueError: If there are fewer than two vectors, or one is not finite.
 
     Book: :doc:`/book/trust/debiasing`
 
@@ -282,6 +316,7 @@ def two_means(
     check_shape("vectors", vectors, (None, None))
     check_count("restarts", restarts)
     check_count("steps", steps)
+    check_finite("vectors", vectors)
     n = len(vectors)
     if n < 2:
         raise ValueError(f"two clusters need two vectors at least, got {n}")

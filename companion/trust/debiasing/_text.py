@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion.core import (
+    can_read,
     check_count,
+    check_finite,
     check_in_range,
     check_same_shape,
     check_several,
@@ -131,6 +133,12 @@ def _cased(word: str, like: str) -> str:
     return word[0].upper() + word[1:] if like[0].isupper() else word
 
 
+def _check_counts(name: str, counts: Tensor) -> None:
+    check_finite(name, counts)
+    if can_read(counts) and bool((counts < 0).any()):
+        raise ValueError(f"{name} must hold counts, 0 or more, got {float(counts.min())}")
+
+
 def log_skew(
     first: Float[Tensor, " words"], second: Float[Tensor, " words"], *, smoothing: float = 0.5
 ) -> Float[Tensor, " words"]:
@@ -148,7 +156,8 @@ def log_skew(
         Nats; 0 for a word that both groups have equally often.
 
     Raises:
-        ValueError: If the shapes differ, or the smoothing is not above 0.
+        ValueError: If the shapes differ, a count is negative or not finite, or the smoothing is not
+            above 0.
 
     Book: :doc:`/book/trust/debiasing`
 
@@ -159,6 +168,8 @@ def log_skew(
     check_same_shape("first", first, "second", second)
     check_shape("first", first, (None,))
     check_in_range("smoothing", smoothing, low=0.0, open_low=True, open_high=True)
+    for name, count in (("first", first), ("second", second)):
+        _check_counts(name, count)
     made = [wide(count) + smoothing for count in (first, second)]
     return (made[0] / made[0].sum()).log() - (made[1] / made[1].sum()).log()
 
@@ -179,7 +190,8 @@ def bias_amplification(
         A number in [-1, 1]: 0 if predictions lean as the data do.
 
     Raises:
-        ValueError: If the shapes differ, or there is no item or one group only.
+        ValueError: If the shapes differ, there is no item or one group only, a count is negative or
+            not finite, or an item has no count at all, so that it has no shares.
 
     References:
         Zhao et al. 2017, arXiv:1707.09457, eq. 2.
@@ -194,6 +206,11 @@ def bias_amplification(
     check_shape("training", training, (None, None))
     check_count("items", len(training))
     check_count("groups", training.shape[1], low=2)
+    for name, count in (("training", training), ("predicted", predicted)):
+        _check_counts(name, count)
+        if can_read(count) and bool((count.sum(1) == 0).any()):
+            item = int((count.sum(1) == 0).nonzero()[0])
+            raise ValueError(f"item {item} has no count in {name}, so no shares: leave it out")
     before, after = (wide(c) / wide(c).sum(1, keepdim=True) for c in (training, predicted))
     leaning = before > 1 / training.shape[1]
     return torch.where(leaning, after - before, 0.0).sum() / len(training)
