@@ -9,12 +9,15 @@ from benchmarks.pairs import (
     embeddings,
     fairness,
     graphs,
+    interpretability,
     losses,
     models,
+    multimodal,
     multiscale,
     norms,
     optimizers,
     quantized,
+    robustness,
     tagging,
     tokenization,
     training,
@@ -38,9 +41,12 @@ PAIRS: dict[str, Pair] = {
         constraints,
         data_quality,
         training,
+        interpretability,
         fairness,
         debiasing,
         graphs,
+        robustness,
+        multimodal,
     )
     for pair in module.pairs()
 }
