@@ -269,9 +269,7 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
         "partitions": f(SIDES[0][:, 0], SIDES[1][:, 0], draws=97, generator=g).p_value
     },
     "trust.debiasing.weat": lambda f, g: {
-        "partitions": f(
-            *(numbers(23, 5, seed=k) for k in range(4)), draws=97, generator=g
-        ).test.p_value
+        "partitions": f(*SIDES, draws=97, generator=g).test.p_value
     },
     "word_weat": lambda f, g: {
         "partitions": f(FIFTY, TEST, draws=97, generator=g).result.test.p_value
