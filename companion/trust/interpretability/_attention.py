@@ -187,7 +187,7 @@ def value_norms(
         them; that of the output belongs to no token and is left out.
 
     References:
-        Kobayashi et al. 2020, arXiv:2004.10102, eq. (6).
+        Kobayashi et al. 2020, arXiv:2004.10102.
 
     Book: :doc:`/book/trust/interpretability`
 
@@ -236,7 +236,7 @@ def null_attention(values: Float[Tensor, "m value"]) -> Float[Tensor, "free m"]:
         the values' own type, count as zero.
 
     References:
-        Brunner et al. 2020, arXiv:1908.04211, sec. 3.1.
+        Brunner et al. 2020, arXiv:1908.04211.
 
     Book: :doc:`/book/trust/interpretability`
 
@@ -283,7 +283,7 @@ def alternative_attention(
         is cut where a weight would fall below 0.
 
     References:
-        Brunner et al. 2020, arXiv:1908.04211, sec. 3.1, who show that there are others.
+        Brunner et al. 2020, arXiv:1908.04211, who show that there are others.
 
     Book: :doc:`/book/trust/interpretability`
 

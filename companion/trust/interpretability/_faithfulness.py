@@ -200,7 +200,7 @@ def rationale_objective(
         ValueError: If the shapes do not fit, or the price is below 0.
 
     References:
-        Lei, Barzilay and Jaakkola 2016, arXiv:1606.04155, eq. (2), without the term for
+        Lei, Barzilay and Jaakkola 2016, arXiv:1606.04155, without the term for
         neighboring words.
 
     Book: :doc:`/book/trust/interpretability`

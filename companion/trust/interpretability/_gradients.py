@@ -338,7 +338,7 @@ def layer_relevance(
         :func:`gradient_times_input`.
 
     References:
-        Bach et al. 2015, doi:10.1371/journal.pone.0130140, eq. (58).
+        Bach et al. 2015, doi:10.1371/journal.pone.0130140.
 
     Book: :doc:`/book/trust/interpretability`
 

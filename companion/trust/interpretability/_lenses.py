@@ -137,7 +137,7 @@ class Translator(nn.Module):
         dtype: Their type.
 
     References:
-        Belrose et al. 2023, arXiv:2303.08112, eq. (6).
+        Belrose et al. 2023, arXiv:2303.08112.
 
     Book: :doc:`/book/trust/interpretability`
 
@@ -255,7 +255,7 @@ def tune_translator(
         ValueError: If shapes or counts do not fit.
 
     References:
-        Belrose et al. 2023, arXiv:2303.08112, eq. (7).
+        Belrose et al. 2023, arXiv:2303.08112.
 
     Book: :doc:`/book/trust/interpretability`
     """

@@ -149,7 +149,7 @@ def online_code_length(
         no label costs more than :math:`\ln(t + K)`.
 
     References:
-        Voita and Titov 2020, arXiv:2003.12298, eq. (4); the even part is ours.
+        Voita and Titov 2020, arXiv:2003.12298; the even part is ours.
 
     Book: :doc:`/book/trust/interpretability`
     """
