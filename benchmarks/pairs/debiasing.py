@@ -53,5 +53,5 @@ def pairs() -> Iterator[Pair]:
         same=close(1e-3),
         needs=["concept_erasure"],
         speed=1.0,
-        rounds=2,
+        rounds=4,
     )

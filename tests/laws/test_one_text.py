@@ -118,6 +118,12 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("spans", "tags"): [lambda f: f("O")],
     ("tag_constraints", "tags"): [lambda f: f("O")],
     ("tag_names", "labels"): [lambda f: f("PER")],
+    ("activation_patching", "sites"): [
+        lambda f: f(torch.nn.Linear(2, 3), sum, torch.ones(1, 2), torch.ones(1, 2), sites="stream")
+    ],
+    ("attribution_patching", "sites"): [
+        lambda f: f(torch.nn.Linear(2, 3), sum, torch.ones(1, 2), torch.ones(1, 2), sites="stream")
+    ],
     ("page", "given"): [lambda f: f("eq:mean", {}, given="def:mean")],
     ("hashed_ngrams", "texts"): [lambda f: f("the cat")],
     ("word_errors", "reference"): [lambda f: f("the cat", ["the"])],

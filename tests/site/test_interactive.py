@@ -359,6 +359,32 @@ def test_each_row_of_a_head_is_a_distribution(opened: Opened) -> None:
         assert (A.sum(1) - 1).abs().max() <= n / 510
 
 
+@on("explorer")
+def test_the_explorer_shows_the_bytes_of_the_run(opened: Opened) -> None:
+    mini, smol = opened.data["models"]
+    n = len(mini["tokens"])
+    for kind, name in enumerate(("weights", "norms")):
+        opened.set(model=0, kind=kind, layer=4, head=7)
+        packed = np.frombuffer(base64.b64decode(mini[name]), np.uint8)
+        A = torch.tensor(packed.reshape(6, 12, n, n)[3, 6] / 255.0)
+        close(opened.shown["A"], A)
+        # Rows of weights are distributions; the largest norm of a head is 1.
+        whole = (A.sum(1) - 1).abs().max() if kind == 0 else (A.max() - 1).abs()
+        assert whole <= n / 510
+    # SmolLM2 has no norms, and nothing above the diagonal.
+    opened.set(model=1, kind=1, layer=19, head=7)
+    n = len(smol["tokens"])
+    below = torch.tril_indices(n, n)
+    packed = np.frombuffer(base64.b64decode(smol["weights"]), np.uint8)
+    A = torch.zeros(n, n, dtype=torch.float64)
+    A[below[0], below[1]] = torch.tensor(packed.reshape(30, 9, -1)[18, 6] / 255.0)
+    close(opened.shown["A"], A)
+    assert (A.sum(1) - 1).abs().max() <= n / 510
+    # Fewer layers: the last one is shown.
+    opened.set(model=0, layer=30)
+    assert opened.shown["layer"] == 6
+
+
 @on("ball")
 @pytest.mark.parametrize(("kind", "norm"), [(0, math.inf), (1, 2.0), (2, 1.0)])
 def test_the_step_is_the_steepest_of_the_library(opened: Opened, kind: int, norm: float) -> None:

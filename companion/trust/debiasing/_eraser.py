@@ -147,7 +147,7 @@ class OracleEraser:
     mean: Float[Tensor, " concept"]
 
     def __call__(
-        self, x: Float[Tensor, "*n dim"], z: Shaped[Tensor, "*n"]
+        self, x: Float[Tensor, "*n dim"], z: Shaped[Tensor, "*m"]
     ) -> Float[Tensor, "*n dim"]:
         """Erase.
 
