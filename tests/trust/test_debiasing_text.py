@@ -176,3 +176,9 @@ def test_counts_are_counts() -> None:
     for training, predicted, name in ((some, none, "predicted"), (none, some, "training")):
         with pytest.raises(ValueError, match=f"item 1 has no count in {name}"):
             de.bias_amplification(training, predicted)
+
+
+def test_a_share_of_exactly_its_part_is_no_lean() -> None:
+    # One in four of four groups: only the last group leans, and it loses three quarters.
+    training, predicted = torch.tensor([[1.0, 0, 0, 3]]), torch.tensor([[4.0, 0, 0, 0]])
+    assert float(de.bias_amplification(training, predicted)) == -0.75
