@@ -171,6 +171,7 @@ def test_directions_may_have_another_dtype(g: torch.Generator) -> None:
     assert (made[[1, 2, 4]] @ direction.double().mT).abs().max() < 1e-6
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_hard_debiasing_refuses_what_it_cannot_do(g: torch.Generator) -> None:
     words, direction = numbers(5, 7, g=g), unit(numbers(1, 7, g=g))
     keep = torch.zeros(5, dtype=torch.bool)
