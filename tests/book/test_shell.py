@@ -381,7 +381,7 @@ def test_python_versions_in_the_text_are_those_of_the_package() -> None:
 
 
 def test_each_reference_has_what_its_kind_needs() -> None:
-    """A paper of a conference names it, an article its journal: else no page that cites it renders."""
+    """A paper of a conference names it, an article its journal: no page could cite it else."""
     style = UnsrtStyle()
     lacking = []
     for key, entry in parse_file(str(ROOT / "references.bib")).entries.items():
