@@ -224,3 +224,10 @@ def test_all_of_it_runs_where_there_are_no_numbers() -> None:
             SingleStream(CONFIG, features=5)(ids, torch.zeros(2, 7, 5)),
         ):
             assert made.device.type == "meta"
+
+
+def test_a_class_without_prior_stays_without() -> None:
+    log_p = torch.tensor([0.8, 0.2, 0.0], dtype=torch.float64).log()
+    prior = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).log()
+    fused = late_fusion([log_p, log_p], prior).exp()
+    torch.testing.assert_close(fused, torch.tensor([16 / 17, 1 / 17, 0.0], dtype=torch.float64))

@@ -237,3 +237,25 @@ def test_errors_say_what_to_do() -> None:
         itm_loss(torch.zeros(0), torch.zeros(0))
     with pytest.raises(ValueError, match="n must be 2 or more"):
         siglip_bias(1)
+
+
+def test_a_score_that_is_no_number_finds_nothing() -> None:
+    # Scores of a model that has diverged once had a recall of one: k / 0, cut to 1.
+    scores = torch.tensor([[math.nan] * 3, [2.0, math.nan, 1.0], [0.0, 1.0, 2.0]])
+    hits = recall_at(scores, torch.tensor([0, 0, 2]), 1)
+    assert hits.tolist() == [0.0, 0.0, 1.0]
+    assert recall_at(scores, torch.tensor([0, 0, 2]), 2).tolist() == [0.0, 1.0, 1.0]
+
+
+def test_equal_texts_leave_a_floor_whatever_the_pictures() -> None:
+    g = torch.Generator().manual_seed(0)
+    texts = torch.randn(3, 7, generator=g, dtype=torch.float64).repeat_interleave(2, dim=0)
+    U = torch.randn(6, 7, generator=g, dtype=torch.float64).requires_grad_()
+    optimizer = torch.optim.Adam([U], lr=0.3)
+    for _ in range(300):
+        loss = clip_loss(U, texts, 0.0)
+        assert loss > math.log(2) - 1e-12
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < math.log(2) + 0.01

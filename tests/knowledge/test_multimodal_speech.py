@@ -412,3 +412,11 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
 def test_absent_speech_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(data.MissingDataError, match="apt-get install pocketsphinx-testdata"):
         data.speech(directory=tmp_path)
+
+
+def test_ctc_hides_no_nan_behind_infinity() -> None:
+    log_p = torch.full((3, 2, 4), 0.25, dtype=torch.float64).log()
+    log_p[1, 0] = math.nan
+    targets, frames, lengths = torch.tensor([[1], [2]]), torch.tensor([3, 3]), torch.tensor([1, 1])
+    loss = ctc_loss(log_p, targets, frames, lengths, reduction="none")
+    assert loss.isnan().tolist() == [True, False]

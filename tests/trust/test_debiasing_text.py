@@ -176,3 +176,32 @@ def test_counts_are_counts() -> None:
     for training, predicted, name in ((some, none, "predicted"), (none, some, "training")):
         with pytest.raises(ValueError, match=f"item 1 has no count in {name}"):
             de.bias_amplification(training, predicted)
+
+
+def test_a_share_of_exactly_its_part_is_no_lean() -> None:
+    # One in four of four groups: only the last group leans, and it loses three quarters.
+    training, predicted = torch.tensor([[1.0, 0, 0, 3]]), torch.tensor([[4.0, 0, 0, 0]])
+    assert float(de.bias_amplification(training, predicted)) == -0.75
+
+
+def test_of_several_descriptions_the_likeliest_counts() -> None:
+    model = a_decoder()
+    prompt, told = torch.tensor([[3, 1, 4]]), torch.tensor([[2, 7, 1, 8]])
+    other = torch.tensor([[6, 6]])
+    seen: list[torch.Tensor] = []
+
+    def choose(logits: torch.Tensor, _: History) -> torch.Tensor:
+        seen.append(logits)
+        return logits.argmax(-1)
+
+    for order in ([told, other], [other, told]):
+        pick = de.SelfDebias(model, descriptions=order, decay=30.0, then=choose)
+        generate(model, prompt, tokens=1, pick=pick)
+    with torch.no_grad():
+        p, *after = (
+            model(torch.cat([before, prompt], 1))[:, -1].softmax(-1)
+            for before in (prompt[:, :0], told, other)
+        )
+    want = p * (30.0 * (p - torch.maximum(*after)).clamp(max=0)).exp().clamp(min=0.01)
+    for logits in seen:
+        torch.testing.assert_close(logits, want.log(), rtol=0, atol=1e-5)

@@ -171,6 +171,7 @@ def test_directions_may_have_another_dtype(g: torch.Generator) -> None:
     assert (made[[1, 2, 4]] @ direction.double().mT).abs().max() < 1e-6
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_hard_debiasing_refuses_what_it_cannot_do(g: torch.Generator) -> None:
     words, direction = numbers(5, 7, g=g), unit(numbers(1, 7, g=g))
     keep = torch.zeros(5, dtype=torch.bool)
@@ -192,3 +193,11 @@ def test_hard_debiasing_refuses_what_it_cannot_do(g: torch.Generator) -> None:
 def test_clusters_of_what_is_no_number_are_refused(g: torch.Generator) -> None:
     with pytest.raises(ValueError, match="vectors must be finite"):
         de.two_means(torch.tensor([[math.nan], [1.0], [2.0]]), generator=g)
+
+
+def test_direct_bias_does_not_depend_on_lengths(g: torch.Generator) -> None:
+    words, direction = numbers(5, 7, g=g), numbers(7, g=g)
+    want = (unit(words) @ unit(direction)).abs().square().mean()
+    for scale in (0.3, 1.0, 7.0):
+        made = de.direct_bias(scale * words, direction / scale, power=2.0)
+        torch.testing.assert_close(made, want, rtol=1e-13, atol=0)

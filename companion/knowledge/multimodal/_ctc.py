@@ -156,7 +156,7 @@ def ctc_loss(
     ends = alpha.gather(1, torch.cat([last, (last - 1).clamp(min=0)], 1))
     second = torch.where(lengths > 0, ends[:, 1], _NEVER)
     total = torch.stack([ends[:, 0], second]).logsumexp(0)
-    loss = torch.where(total > _NEVER / 2, -total, math.inf)
+    loss = torch.where(total < _NEVER / 2, math.inf, -total)  # NaN stays NaN
     if reduction == "none":
         return loss
     return loss.sum() if reduction == "sum" else (loss / lengths.clamp(min=1)).mean()

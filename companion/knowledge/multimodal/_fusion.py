@@ -38,13 +38,14 @@ def late_fusion(
         log_prior: :math:`\ln p(y)`. Without it the prior would be counted :math:`K` times.
 
     Returns:
-        Log-probabilities, normalized.
+        Log-probabilities, normalized. A class without prior stays without; where the modalities
+        leave no class between them, all are NaN.
 
     Raises:
         ValueError: If there is no modality, or shapes differ.
 
     References:
-        Bayes' rule; Kittler et al. 1998, doi:10.1109/34.667881, eq. 7.
+        Bayes' rule; the product rule of Kittler et al. 1998, doi:10.1109/34.667881.
 
     Book: :doc:`/book/knowledge/multimodal`
 
@@ -59,6 +60,7 @@ def late_fusion(
         check_shape(f"log_p[{index}]", given, tuple(log_p[0].shape))
     check_shape("log_prior", log_prior, (log_p[0].shape[-1],))
     joined = torch.stack(list(log_p)).sum(0) + (1 - len(log_p)) * log_prior
+    joined = joined.masked_fill(log_prior == -math.inf, -math.inf)  # not -inf + inf
     return joined.log_softmax(-1)
 
 
@@ -84,7 +86,7 @@ class TensorFusion(nn.Module):
         ValueError: If a size is below 1.
 
     References:
-        Zadeh et al. 2017, arXiv:1707.07250, eq. 2.
+        Zadeh et al. 2017, arXiv:1707.07250 (there for three vectors).
 
     Book: :doc:`/book/knowledge/multimodal`
 
@@ -144,7 +146,7 @@ class LowRankFusion(nn.Module):
         ValueError: If a size is below 1, or there is no modality.
 
     References:
-        Liu et al. 2018, arXiv:1806.00064, eq. 6.
+        Liu et al. 2018, arXiv:1806.00064.
 
     Book: :doc:`/book/knowledge/multimodal`
 
@@ -296,7 +298,7 @@ class CrossModal(HasSites):
         config: The description of both blocks. Positions belong to what comes before.
 
     References:
-        Lu et al. 2019, "ViLBERT", arXiv:1908.02265, sec. 2.1; the order self, cross, feed-forward
+        Lu et al. 2019, "ViLBERT", arXiv:1908.02265; the order self, cross, feed-forward
         is that of the decoder of Vaswani et al. 2017, arXiv:1706.03762.
 
     Book: :doc:`/book/knowledge/multimodal`
@@ -361,7 +363,7 @@ class SingleStream(nn.Module):
         ValueError: If a size is below 1, or the description has not two segments.
 
     References:
-        Li et al. 2019, "VisualBERT", arXiv:1908.03557, sec. 3.2; Chen et al. 2020, "UNITER",
+        Li et al. 2019, "VisualBERT", arXiv:1908.03557; Chen et al. 2020, "UNITER",
         arXiv:1909.11740.
 
     Book: :doc:`/book/knowledge/multimodal`
@@ -446,7 +448,7 @@ def modality_mask(
         ValueError: If a count is below 1, or ``p`` is no probability.
 
     References:
-        Neverova et al. 2016, "ModDrop", arXiv:1501.00102, sec. 3.3.
+        Neverova et al. 2016, "ModDrop", arXiv:1501.00102. Theirs may drop all.
 
     Book: :doc:`/book/knowledge/multimodal`
 

@@ -87,7 +87,8 @@ def recall_at(
 
     With ties it is a probability: if :math:`a` candidates are better and :math:`t` others equal,
     the target is among the first :math:`k` of a random order of the equal ones with probability
-    :math:`\min(1, \max(0, (k - a)/(t + 1)))`.
+    :math:`\min(1, \max(0, (k - a)/(t + 1)))`. A score that is NaN counts as better than the target,
+    and a target whose score is NaN is not found.
 
     Args:
         scores: Higher is better.
@@ -110,8 +111,8 @@ def recall_at(
     check_shape("targets", targets, (len(scores),))
     check_count("k", k, high=scores.shape[1])
     own = scores.gather(1, targets[:, None].long())
-    ahead = (scores > own).sum(1)
-    equal = (scores == own).sum(1)
+    ahead = (~(scores <= own)).sum(1)
+    equal = (scores == own).sum(1).clamp(min=1)
     return ((k - ahead) / equal).clamp(0, 1).to(scores.dtype)
 
 
@@ -133,7 +134,7 @@ def modality_gap(U: Float[Tensor, "n dim"], V: Float[Tensor, "m dim"]) -> Float[
         ValueError: If the widths differ.
 
     References:
-        Liang et al. 2022, arXiv:2203.02053, sec. 2.
+        Liang et al. 2022, arXiv:2203.02053.
 
     Book: :doc:`/book/knowledge/multimodal`
 
@@ -167,7 +168,7 @@ def shift_gap(
         ValueError: If the widths differ, or the ratio is not finite.
 
     References:
-        Liang et al. 2022, arXiv:2203.02053, sec. 4.2.
+        Liang et al. 2022, arXiv:2203.02053.
 
     Book: :doc:`/book/knowledge/multimodal`
 
@@ -208,7 +209,7 @@ def itm_negatives(
         ValueError: If the matrix is not square, shapes differ, or a row has no negative.
 
     References:
-        Li et al. 2021, "Align before fuse", arXiv:2107.07651, sec. 3.2.
+        Li et al. 2021, "Align before fuse", arXiv:2107.07651, "Image-text matching".
 
     Book: :doc:`/book/knowledge/multimodal`
 
@@ -250,8 +251,7 @@ def itm_loss(true: Float[Tensor, " n"], false: Float[Tensor, " m"]) -> Float[Ten
         ValueError: If there are no pairs.
 
     References:
-        Lu et al. 2019, "ViLBERT", arXiv:1908.02265, sec. 3.1; Li et al. 2021, arXiv:2107.07651,
-        eq. 4.
+        Lu et al. 2019, "ViLBERT", arXiv:1908.02265; Li et al. 2021, arXiv:2107.07651.
 
     Book: :doc:`/book/knowledge/multimodal`
 

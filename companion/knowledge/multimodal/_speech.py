@@ -135,7 +135,7 @@ def log_mel(
 
     Numerics:
         A clip of silence gives :math:`-1.5` everywhere. Half precision is raised to float32: the
-        power spectrum overflows float16.
+        floor of :math:`10^{-10}` is zero in float16.
 
     References:
         Radford et al. 2022, arXiv:2212.04356, sec. 2.2, and its published code.
