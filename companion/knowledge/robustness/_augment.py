@@ -25,7 +25,7 @@ class Mixed(NamedTuple):
         weight: The weight, one for the batch.
     """
 
-    x: Float[Tensor, " batch *shape"]
+    x: Float[Tensor, " batch ..."]
     first: Integer[Tensor, " batch"]
     second: Integer[Tensor, " batch"]
     weight: Float[Tensor, ""]

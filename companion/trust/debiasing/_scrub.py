@@ -29,7 +29,7 @@ class TextBatch:
 
     ids: Integer[Tensor, "batch n"]
     real: Bool[Tensor, "batch n"]
-    concept: Integer[Tensor, "*where"]
+    concept: Integer[Tensor, "..."]
     rows: Bool[Tensor, "batch n"] | None = None
 
 

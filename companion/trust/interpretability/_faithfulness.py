@@ -29,8 +29,8 @@ class Erasure(NamedTuple):
     """
 
     ratios: Float[Tensor, " sizes"]
-    comprehensiveness: Float[Tensor, "*draws sizes"]
-    sufficiency: Float[Tensor, "*draws sizes"]
+    comprehensiveness: Float[Tensor, "... sizes"]
+    sufficiency: Float[Tensor, "... sizes"]
 
 
 def _sizes(n: int, ratios: tuple[float, ...]) -> list[int]:
