@@ -90,7 +90,7 @@ class SelfDebias:
         self,
         model: Decoder | NextToken,
         *,
-        descriptions: Sequence[Integer[Tensor, "one m"]],
+        descriptions: Sequence[Integer[Tensor, "one _"]],
         decay: float = 50.0,
         floor: float = 0.01,
         then: Pick = greedy,
