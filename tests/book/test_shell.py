@@ -11,6 +11,9 @@ import pytest
 import torch
 import yaml
 from docutils import nodes
+from pybtex.database import parse_file
+from pybtex.style.formatting.unsrt import Style as UnsrtStyle
+from pybtex.style.template import FieldIsMissing
 
 import companion
 
@@ -375,6 +378,18 @@ def test_python_versions_in_the_text_are_those_of_the_package() -> None:
     assert project["requires-python"] == ">=3.11,<3.14"
     assert "3.11 to 3.13" in PAGES[0].read_text(encoding="utf-8")
     assert "3.11, 3.12 or 3.13" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_each_reference_has_what_its_kind_needs() -> None:
+    """A paper of a conference names it, an article its journal: no page could cite it else."""
+    style = UnsrtStyle()
+    lacking = []
+    for key, entry in parse_file(str(ROOT / "references.bib")).entries.items():
+        try:
+            list(style.format_entries([entry]))
+        except FieldIsMissing as error:
+            lacking.append(f"{key}: {error}")
+    assert not lacking
 
 
 def test_each_reference_closes_before_the_next_one_begins() -> None:

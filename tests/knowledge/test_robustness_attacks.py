@@ -279,3 +279,23 @@ def test_everything_runs_on_the_meta_device(g: torch.Generator) -> None:
         assert made.shape == x.shape
         assert made.is_meta
     assert random_search(model, x, y, eps=0.1, queries=2, generator=g).is_meta
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_random_point_has_the_dtype_of_its_example(
+    dtype: torch.dtype, g: torch.Generator
+) -> None:
+    for norm in NORMS:
+        made = random_in_ball(torch.zeros(3, 5, dtype=dtype), eps=1.0, norm=norm, generator=g)
+        assert made.dtype == dtype
+
+
+def test_no_example_gives_none(g: torch.Generator) -> None:
+    none, labels = torch.empty(0, 7, dtype=D), torch.empty(0, dtype=torch.long)
+    made = random_search(network(), none, labels, eps=0.1, queries=3, generator=g)
+    assert made.shape == (0, 7)
+
+
+def test_logits_that_are_no_numbers_are_no_answers() -> None:
+    logits = torch.tensor([[math.nan, 0.0], [2.0, 1.0], [0.0, math.nan]])
+    assert accuracy(nn.Identity(), logits, torch.tensor([0, 0, 1])) == pytest.approx(1 / 3)

@@ -143,3 +143,28 @@ def test_everything_runs_on_the_meta_device() -> None:
     assert robust_value(losses, step=1.0).is_meta
     assert reverse_gradient(losses).is_meta
     assert domain_weights(losses, sources=2, targets=3).is_meta
+
+
+def test_a_broken_loss_moves_no_weight() -> None:
+    q, there = torch.tensor([0.25, 0.25, 0.5], dtype=D), torch.ones(3, dtype=torch.bool)
+    for broken in (math.inf, math.nan):
+        means = torch.tensor([broken, 1.0, 2.0], dtype=D)
+        new = group_weights(q, means, there, step=1.0)
+        assert float(new[0]) == 0.25
+        assert float(new[2] / new[1]) == pytest.approx(2 * math.e)
+        assert float(new.sum()) == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_nothing_at_all_is_refused() -> None:
+    none = torch.empty(0)
+    with pytest.raises(ValueError, match="one hypothesis or more"):
+        hypothesis_divergence(torch.empty(0, 2).long(), torch.ones(2), torch.ones(2))
+    with pytest.raises(ValueError, match="one example or more"):
+        weighted_risk(none, none)
+    with pytest.raises(ValueError, match="must not all be 0"):
+        weighted_risk(torch.ones(2), torch.zeros(2), normalize=True)
+    with pytest.raises(ValueError, match="one group or more"):
+        robust_value(none, step=1.0)
+    with pytest.raises(ValueError, match="step must lie in"):
+        robust_value(torch.ones(2), step=math.inf)

@@ -135,3 +135,26 @@ def test_certified_accuracy_counts_right_answers_only() -> None:
     )
     curve = certified_accuracy(made, torch.tensor([1, 1, 1, 2]), torch.tensor([0.0, 0.3, 0.6]))
     assert curve.tolist() == [0.5, 0.25, 0.0]
+
+
+def test_probabilities_at_the_ends_and_in_half_precision() -> None:
+    ends = torch.tensor([0.0, 1.0], dtype=D)
+    assert certified_radius(ends, ends, sigma=1.0).tolist() == [0, 0]  # not inf - inf
+    for dtype in (torch.float16, torch.bfloat16):
+        half_precise = torch.tensor(0.75, dtype=dtype)
+        found = certified_radius(half_precise, sigma=1.0)
+        assert float(found) == pytest.approx(scipy.stats.norm.ppf(0.75), abs=1e-6)
+    with pytest.raises(ValueError, match=r"p_a must lie in \[0, 1\]"):
+        certified_radius(torch.tensor(math.nan), sigma=1.0)
+    with pytest.raises(ValueError, match="sigma must lie in"):
+        certified_radius(torch.tensor(0.7), sigma=math.inf)
+
+
+def test_no_example_is_refused_and_an_abstention_is_never_right(g: torch.Generator) -> None:
+    none = torch.empty(0, dtype=torch.long)
+    with pytest.raises(ValueError, match="x must hold one example or more"):
+        smooth_votes(half, torch.empty(0, 3), sigma=0.5, samples=20, generator=g)
+    with pytest.raises(ValueError, match="y must hold one label or more"):
+        certified_accuracy(Certificate(none, torch.empty(0), torch.empty(0)), none, torch.zeros(1))
+    withheld = Certificate(torch.tensor([ABSTAIN]), torch.zeros(1), torch.zeros(1))
+    assert float(certified_accuracy(withheld, torch.tensor([-1]), torch.zeros(1))) == 0

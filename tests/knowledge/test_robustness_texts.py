@@ -383,3 +383,15 @@ def test_the_stored_curves_fall_and_one_step_flatters() -> None:
         assert all(a >= b for a, b in zip(row["certified"], row["certified"][1:], strict=False))
         assert row["certified"][0] <= row["voted"] + 0.02
     assert math.isclose(results["eps"], 0.15)
+
+
+def test_a_broken_gradient_hides_no_other_place() -> None:
+    slope = torch.tensor([[math.nan, 1.0], [0.0, 2.0]])
+    found = hotflip(slope, torch.tensor([0, 0]), torch.eye(2), k=1)
+    assert (found.places.tolist(), found.tokens.tolist()) == ([1], [1])
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_mixtures_of_integers_are_refused(g: torch.Generator) -> None:
+    with pytest.raises(ValueError, match="x must be floating"):
+        mixup(torch.arange(6).view(3, 2), torch.arange(3), alpha=1.0, generator=g)

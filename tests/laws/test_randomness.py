@@ -8,6 +8,7 @@ import copy
 import math
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from companion.data import WeatTest, WordGroup, WordVectors
 from companion.efficiency.sparsity import HardConcrete
 from companion.foundations.embeddings import Schedule, corpus
 from companion.foundations.embeddings import vocabulary as count_words
@@ -28,6 +30,7 @@ from companion.pretraining.masked import sentence_boundaries
 from companion.transformer.block import Decoder, TransformerConfig
 from companion.transformer.multi_head import MultiHeadAttention
 from companion.trust.fairness import Acceptance, Cells, DerivedPredictor
+from companion.trust.interpretability import SparseAutoencoder, Translator
 
 from .public import callables, numbers, parameters, plain
 
@@ -68,6 +71,7 @@ a_decoder = fixed(lambda: Decoder(CONFIG).eval())
 an_attention = fixed(lambda: MultiHeadAttention(12, heads=3))
 a_gate = fixed(lambda: HardConcrete(7))
 a_line = fixed(lambda: nn.Linear(7, 5))
+an_autoencoder = fixed(lambda: SparseAutoencoder(5, 7, generator=G().manual_seed(0)))
 TABLES = {shape: numbers(*shape) for shape in ((3, 5), (5, 7), (11, 3), (23, 5), (3, 64), (17, 17))}
 
 
@@ -170,7 +174,56 @@ def tables(module: nn.Module) -> dict[str, Any]:
     return named(module, "entity", "relation")
 
 
+#: More words than partitions are counted of.
+FIFTY = WordVectors([f"w{i}" for i in range(56)], numbers(56, 5))
+ENDS = (0, 25, 50, 53, 56)
+GROUPS = [WordGroup("", tuple(FIFTY.words[a:b])) for a, b in pairwise(ENDS)]
+SIDES = [numbers(23, 5, seed=k) for k in range(4)]
+CLOUD = numbers(29, 3)
+TEST = WeatTest(*GROUPS, reference="", participants="", effect_size=None)
+
 CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
+    "SparseAutoencoder": lambda f, g: {"directions": f(5, 7, generator=g).decoder.detach()},
+    "control_labels": lambda f, g: {
+        "labels": f(torch.arange(29), torch.arange(29) % 7, generator=g),
+    },
+    "random_erasure": lambda f, g: {
+        "orders": f(
+            lambda keep: keep.double() @ torch.arange(1, 12).double(),
+            11,
+            draws=5,
+            ratios=(0.4,),
+            generator=g,
+        ).comprehensiveness
+    },
+    "sampled_shapley": lambda f, g: {
+        "orders": f(
+            lambda s: (s.double() @ torch.arange(1, 8).double()).square(),
+            7,
+            orders=3,
+            generator=g,
+        ).values
+    },
+    "train_autoencoder": lambda f, g: {
+        "batches": f(
+            an_autoencoder(),
+            TABLES[23, 5].float(),
+            steps=2,
+            batch_size=3,
+            generator=g,
+        )
+    },
+    "tune_translator": lambda f, g: {
+        "batches": f(
+            Translator(12),
+            a_decoder(),
+            TABLES[11, 3].float().repeat(1, 4),
+            TABLES[11, 3].float().repeat(1, 4) + 1,
+            steps=2,
+            batch_size=3,
+            generator=g,
+        )
+    },
     "certify": lambda f, g: {
         "votes": f(apart, TABLES[5, 7], sigma=2.0, samples=20, generator=g).lower
     },
@@ -212,6 +265,16 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     "bootstrap": lambda f, g: {
         "tables": f(TABLE, lambda c: c.tp.double(), resamples=17, generator=g).resamples
     },
+    "permutation_test": lambda f, g: {
+        "partitions": f(SIDES[0][:, 0], SIDES[1][:, 0], draws=97, generator=g).p_value
+    },
+    "trust.debiasing.weat": lambda f, g: {
+        "partitions": f(*SIDES, draws=97, generator=g).test.p_value
+    },
+    "word_weat": lambda f, g: {
+        "partitions": f(FIFTY, TEST, draws=97, generator=g).result.test.p_value
+    },
+    "two_means": lambda f, g: {"clusters": f(CLOUD, restarts=1, steps=2, generator=g)},
     "null_gaps": lambda f, g: {"gaps": f(torch.tensor([50, 70]), 0.4, draws=17, generator=g)},
     "DerivedPredictor.predict": lambda f, g: {
         "decisions": f(COIN, torch.zeros(29).double(), torch.zeros(29).long(), generator=g)

@@ -363,7 +363,7 @@ def random_search(
     check_in_range("eps", eps, low=0.0)
     check_in_range("ratio", ratio, low=0.0, high=1.0, open_low=True)
     check_count("queries", queries)
-    clean, width = x.detach(), x[0].numel()
+    clean, width = x.detach(), x.flatten(1).shape[1]
     there: dict[str, Any] = {"generator": generator, "device": x.device, "dtype": x.dtype}
     signs = torch.where(rand(len(x), width, **there) < 0.5, -1.0, 1.0).to(x.dtype)
     best = _inside(clean, eps * signs.view(x.shape), bounds)
@@ -391,6 +391,8 @@ def accuracy(
 ) -> float:
     """Share of examples whose largest logit is that of the label, in evaluation mode.
 
+    An example with a logit that is not a number is answered wrongly.
+
     Args:
         model: Maps examples to logits.
         x: Examples.
@@ -417,6 +419,7 @@ def accuracy(
     right = 0
     with evaluating(model), torch.no_grad():
         for start in range(0, len(x), batch_size):
-            picked = model(x[start : start + batch_size]).argmax(-1)
-            right += int((picked == y[start : start + batch_size]).sum())
+            logits = model(x[start : start + batch_size])
+            hit = logits.argmax(-1) == y[start : start + batch_size]
+            right += int((hit & ~logits.isnan().any(-1)).sum())
     return right / len(x)

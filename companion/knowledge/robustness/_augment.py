@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from companion.core import check_count, check_in_range, check_several, rand, randint
+from companion.core import check_count, check_floating, check_in_range, check_several, rand, randint
 from companion.foundations.cross_entropy import cross_entropy
 
 __all__ = ["KEYBOARD", "Mixed", "eda", "mixup", "mixup_cross_entropy", "typos"]
@@ -25,7 +25,7 @@ class Mixed(NamedTuple):
         weight: The weight, one for the batch.
     """
 
-    x: Float[Tensor, " batch *shape"]
+    x: Float[Tensor, " batch ..."]
     first: Integer[Tensor, " batch"]
     second: Integer[Tensor, " batch"]
     weight: Float[Tensor, ""]
@@ -78,7 +78,7 @@ def mixup(
         Mixtures, and both labels.
 
     Raises:
-        ValueError: If alpha is negative, or labels do not fit.
+        ValueError: If the examples are not floating, alpha is negative, or labels do not fit.
 
     References:
         Zhang et al. 2018, arXiv:1710.09412, eq. 1.
@@ -91,6 +91,7 @@ def mixup(
         >>> float(mixed.x.sum()), 0 < float(mixed.weight) < 1
         (3.0, True)
     """
+    check_floating("x", x)
     check_in_range("alpha", alpha, low=0.0)
     if y.shape != x.shape[:1]:
         raise ValueError(

@@ -111,6 +111,7 @@ def hotflip(
     check_in_range("cosine", cosine, low=-1.0, high=1.0)
     gains = flip_gains(gradient, ids, table)
     allowed = torch.ones_like(gains, dtype=torch.bool)
+    allowed = allowed & ~gains.isnan()  # a broken place hides no other
     allowed = allowed.scatter(1, ids[:, None], torch.zeros_like(ids[:, None], dtype=torch.bool))
     if places is not None:
         check_shape("places", places, (len(ids),))

@@ -223,6 +223,6 @@ def random_in_ball(
         return inside.view(like.shape)
     # Shares of width + 1 exponential numbers are uniform on a simplex; signs fill the octants.
     shares = -torch.log1p(-rand(count, width + 1, **there))
-    signs = torch.where(rand(count, width, **there) < 0.5, -1.0, 1.0)
+    signs = torch.where(rand(count, width, **there) < 0.5, -1.0, 1.0).to(like.dtype)
     points = eps * signs * shares[:, :width] / shares.sum(1, keepdim=True)
     return points.view(like.shape)

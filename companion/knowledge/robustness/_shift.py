@@ -54,7 +54,7 @@ def hypothesis_divergence(
         From 0 to 2.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or there is no hypothesis.
 
     Complexity:
         All pairs of hypotheses at all points: for finite worlds, and for understanding.
@@ -71,6 +71,8 @@ def hypothesis_divergence(
     """
     check_shape("source", source, (answers.shape[1],))
     check_shape("target", target, (answers.shape[1],))
+    if not len(answers):
+        raise ValueError("answers must hold one hypothesis or more, got none")
     differ = (answers[:, None] != answers[None]).to(source.dtype)
     return 2 * (differ @ (source - target)).abs().amax()
 
@@ -153,7 +155,8 @@ def weighted_risk(
         The estimate.
 
     Raises:
-        ValueError: If shapes differ, or a weight is negative.
+        ValueError: If shapes differ, there is no example, a weight is negative, or all weights
+            are 0 where they are normalized.
 
     Book: :doc:`/book/knowledge/robustness`
 
@@ -164,7 +167,11 @@ def weighted_risk(
     check_same_shape("losses", losses, "weights", weights)
     if can_read(weights) and bool((weights < 0).any()):
         raise ValueError(f"weights must be 0 or above, got {float(weights.min())}")
+    if not len(losses):
+        raise ValueError("losses must hold one example or more, got none")
     total = weights.sum() if normalize else len(losses)
+    if isinstance(total, Tensor) and can_read(total) and not bool(total > 0):
+        raise ValueError("weights must not all be 0 where they are normalized")
     risk: Tensor = (weights * losses).sum() / total
     return risk
 
@@ -233,7 +240,7 @@ def group_weights(
         step: :math:`\eta`, 0 or above.
 
     Returns:
-        New weights, of the same sum.
+        New weights, of the same sum. A group whose mean is not finite keeps its weight, too.
 
     Raises:
         ValueError: If shapes differ, or the step is negative.
@@ -253,7 +260,9 @@ def group_weights(
     """
     check_same_shape("weights", weights, "means", means)
     check_same_shape("weights", weights, "present", present)
-    check_in_range("step", step, low=0.0)
+    check_in_range("step", step, low=0.0, open_high=True)
+    # A weight that is not a number would stay one: such a group is taken to be absent.
+    present = present & means.isfinite()
     held = torch.where(present, weights, 0.0).sum()
     grown = torch.where(present, weights.log() + step * means, -math.inf)
     # Where no group is present all rows are -inf, and nothing is to be shared out.
@@ -340,7 +349,7 @@ def robust_value(losses: Float[Tensor, " groups"], *, step: float) -> Float[Tens
         The soft maximum.
 
     Raises:
-        ValueError: If the step is not above 0.
+        ValueError: If the step is not above 0 and finite, or there is no group.
 
     Book: :doc:`/book/knowledge/robustness`
 
@@ -348,7 +357,9 @@ def robust_value(losses: Float[Tensor, " groups"], *, step: float) -> Float[Tens
         >>> robust_value(torch.tensor([1.0, 3.0]), step=100.0)
         tensor(2.9931)
     """
-    check_in_range("step", step, low=0.0, open_low=True)
+    check_in_range("step", step, low=0.0, open_low=True, open_high=True)
+    if not len(losses):
+        raise ValueError("losses must hold one group or more, got none")
     value: Tensor = ((step * losses).logsumexp(0) - math.log(len(losses))) / step
     return value
 

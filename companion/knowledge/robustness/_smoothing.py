@@ -91,7 +91,7 @@ def certified_radius(
         sigma: Standard deviation of the noise, above 0.
 
     Returns:
-        Euclidean radii, 0 where nothing is certified.
+        Euclidean radii, 0 where nothing is certified; float32 for half precision.
 
     Raises:
         ValueError: If the deviation is not above 0, or a probability does not lie in [0, 1].
@@ -105,13 +105,15 @@ def certified_radius(
         >>> round(float(certified_radius(torch.tensor(0.93325).double(), sigma=1.0)), 3)
         1.5
     """
-    check_in_range("sigma", sigma, low=0.0, open_low=True)
+    check_in_range("sigma", sigma, low=0.0, open_low=True, open_high=True)
     other = 1 - p_a if p_b is None else p_b
     for name, p in (("p_a", p_a), ("p_b", other)):
-        if can_read(p) and bool(((p < 0) | (p > 1)).any()):
+        if can_read(p) and not bool(((p >= 0) & (p <= 1)).all()):
             raise ValueError(f"{name} must lie in [0, 1], got {float(p.min())} to {float(p.max())}")
+    if p_a.dtype in (torch.float16, torch.bfloat16):  # no quantiles there
+        p_a, other = p_a.float(), other.float()
     radius: Tensor = sigma / 2 * (torch.special.ndtri(p_a) - torch.special.ndtri(other))
-    return radius.clamp_min(0)
+    return torch.where(p_a > other, radius, 0.0)  # both 0, or both 1: a difference of infinities
 
 
 def smooth_votes(
@@ -137,7 +139,7 @@ def smooth_votes(
         Votes, int64; each row sums to ``samples``.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of its range, or there is no example.
 
     Book: :doc:`/book/knowledge/robustness`
 
@@ -149,9 +151,11 @@ def smooth_votes(
                 [  0, 100]])
     """
     check_examples("x", x)
-    check_in_range("sigma", sigma, low=0.0, open_low=True)
+    check_in_range("sigma", sigma, low=0.0, open_low=True, open_high=True)
     check_count("samples", samples)
     check_count("batch_size", batch_size)
+    if not len(x):
+        raise ValueError("x must hold one example or more, got none")
     votes: list[Tensor] = []
     with evaluating(model), torch.no_grad():
         for example in x:
@@ -306,7 +310,7 @@ def certified_accuracy(
         Shares, falling as the radius grows.
 
     Raises:
-        ValueError: If labels do not fit.
+        ValueError: If labels do not fit, or there are none.
 
     Book: :doc:`/book/knowledge/robustness`
 
@@ -316,6 +320,8 @@ def certified_accuracy(
         tensor([1.0000, 0.5000])
     """
     check_same_shape("labels", certificate.labels, "y", y)
-    right = certificate.labels == y
+    if not len(y):
+        raise ValueError("y must hold one label or more, got none")
+    right = (certificate.labels == y) & (certificate.labels != ABSTAIN)
     held = right[:, None] & (certificate.radius[:, None] >= radii)
     return held.to(radii.dtype).mean(0)
