@@ -5,7 +5,15 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
-from companion.core import can_read, check_count, check_ids, check_in_range, check_shape, wide
+from companion.core import (
+    can_read,
+    check_count,
+    check_floating,
+    check_ids,
+    check_in_range,
+    check_shape,
+    wide,
+)
 
 __all__ = [
     "ensemble",
@@ -110,14 +118,14 @@ def recall_at(
         tensor([0.])
     """
     check_shape("scores", scores, (None, None))
+    check_floating("scores", scores)
     check_shape("targets", targets, (len(scores),))
     check_count("k", k, high=scores.shape[1])
     check_ids("targets", targets, scores.shape[1])
     own = scores.gather(1, targets[:, None].long())
     ahead = (~(scores <= own)).sum(1)
     equal = (scores == own).sum(1).clamp(min=1)
-    hits = ((k - ahead) / equal).clamp(0, 1)
-    return hits.to(scores.dtype) if scores.is_floating_point() else hits
+    return ((k - ahead) / equal).clamp(0, 1).to(scores.dtype)
 
 
 def modality_gap(U: Float[Tensor, "n dim"], V: Float[Tensor, "m dim"]) -> Float[Tensor, " dim"]:
