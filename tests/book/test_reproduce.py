@@ -11,6 +11,7 @@ import pytest
 from nbformat import NotebookNode
 
 import chapters as book
+import nbval_strict
 
 from .conftest import ROOT, chapter_text
 
@@ -114,3 +115,30 @@ def test_one_altered_output_is_found(
     assert done.returncode == 1, done.stdout
     assert f"1 failed, {len(CELLS) - 1} passed" in done.stdout
     assert f"{altered.name}::Cell {cell}" in done.stdout
+
+
+def record(error: float) -> dict[str, object]:
+    line = f"✓ eq:a · equality by evaluation · largest error {error:.0e} · 3 mutants rejected"
+    return {
+        "label": "eq:a",
+        "largest_error": error,
+        "routes": [["evaluation", error], ["autograd", 1e-9]],
+        "tolerance_used": error / 1e-10,
+        "line": line,
+        "mutants": ["a sign"],
+    }
+
+
+def test_digits_of_rounding_are_no_difference_and_all_else_is() -> None:
+    settle = nbval_strict.settle
+    one, other = record(3e-16), record(2e-16)
+    assert one != other
+    assert settle(one) == settle(other) == settle(record(0.0) | {"line": other["line"]})
+    assert one == record(3e-16), "the record itself stays as it was"
+    assert settle(record(3e-9)) == record(3e-9) != settle(record(2e-9))
+    assert settle(one | {"mutants": []}) != settle(other)
+    assert settle(one | {"label": "eq:b"}) != settle(other)
+    assert settle(str(one["line"])) == settle(str(other["line"])) != one["line"]
+    assert settle("the largest error 0.25") == "the largest error 0.25"
+    assert settle("3e-16") == "3e-16", "numbers of the lesson are compared to the last digit"
+    assert settle({"largest_error": 3e-16}) == {"largest_error": 3e-16}, "no record of a check"
