@@ -39,7 +39,7 @@ CHARACTERS = "0123456789+=\n"
 LONGEST = 5  # tokens of an answer, with its end
 TESTED = 1000
 DRAWS = 8
-LR = 4e-4
+LR = 2e-4
 FEW = 200  # pairs that the reward model learns from
 
 
@@ -195,9 +195,7 @@ def follow(
             points[:] = [p for p in points if p["step"] < step]
             points.append({"step": step, **test(model, start, task.tested)})
             kept.write_text(json.dumps(points))
-            print(
-                f"  {name} {step}: {points[-1]['exact']:.3f} kl {points[-1]['kl']:.2f}", flush=True
-            )
+            print(f"  {name} {step}: {brief(points[-1])}", flush=True)
 
     log = rl.reinforce(
         model,
@@ -211,7 +209,7 @@ def follow(
         directory=task.work / name,
         save_every=every,
         on_step=look,
-        schedule=lambda step: 1 - step / steps,
+        schedule=lambda step: min(1.0, (step + 1) / 10) * (1 - step / steps),
         **more,
     )
     watched = {
@@ -366,7 +364,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="folder of what is unfinished")
-    parser.add_argument("--pretraining", type=int, default=800, help="steps on text")
+    parser.add_argument("--pretraining", type=int, default=1600, help="steps on text")
     parser.add_argument("--steps", type=int, default=300, help="steps with the verifier")
     parser.add_argument("--side", type=int, default=150, help="steps of each other way")
     parser.add_argument("--name", default="", help="of the stored run")

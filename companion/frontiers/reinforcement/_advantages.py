@@ -267,7 +267,7 @@ def gae(
     # The value of the next place that counts: a recurrence that only hands on.
     after = _scan(torch.where(real, v, 0.0), (~real).to(high), end)
     delta = torch.where(real, r + gamma * after[:, 1:] - v, 0.0)
-    keep = torch.where(real, gamma * lam, 1.0).to(high)
+    keep = torch.where(real, r.new_full((), gamma * lam), r.new_ones(()))
     found = _scan(delta, keep, v.new_zeros(len(v), 1))[:, :-1]
     advantages = torch.where(real, found, 0.0)
     return Advantages(advantages, torch.where(real, advantages + v, 0.0))

@@ -302,9 +302,11 @@ def reinforce(
             net = paid - beta * (away - doubts).double().sum(1)
         better = advantages(net.view(share, group)).reshape(-1).to(made.log_probs.dtype)
         in_loss = beta if penalty == "loss" else 0.0
+        # Tokens of a process on average, so that a mean over processes is one over tokens.
+        count = average_(made.scored.sum().double())
         total: Any = len(numbers)
         if normalize == "token":
-            total = average_(made.scored.sum().double()).to(made.log_probs.dtype)
+            total = count.to(made.log_probs.dtype)
         settings = {
             "clip": clip,
             "normalize": normalize,
@@ -346,12 +348,11 @@ def reinforce(
                 )
             update.step()
             if turn == 0:
-                row |= _watch(made, paid.view(share, group), columns, doubts)
+                row |= _watch(made, paid.view(share, group), columns, doubts, count)
                 row |= {"loss": float(lost), "grad_norm": norm, "clipped": 0.0}
             if turn == updates - 1 and old is not None:
-                row["clipped"] = float(
-                    clipped_share(columns[0], old, better, made.scored, clip=clip)
-                )
+                lost_ones = clipped_share(columns[0], old, better, made.scored, clip=clip)
+                row["clipped"] = float(lost_ones * made.scored.sum() / count)
         mean = made.log_probs.new_tensor([row[name] for name in WATCHED], dtype=torch.float64)
         average_(mean)
         curves.rows.append(mean.tolist())
@@ -460,11 +461,10 @@ def _clip(parameters: Iterable[nn.Parameter], clip_norm: float | None) -> float:
 
 
 def _watch(
-    made: Samples, paid: Tensor, columns: list[Tensor], doubts: Tensor | None
+    made: Samples, paid: Tensor, columns: list[Tensor], doubts: Tensor | None, count: Tensor
 ) -> dict[str, float]:
     """What one must look at, of the answers of this process."""
     log_probs, entropy = columns
-    count = made.scored.sum()
     apart = (log_probs - made.log_probs).abs().masked_fill(~made.scored, 0.0)
     found = {
         "reward": paid.mean(),
