@@ -14,6 +14,7 @@ from benchmarks.pairs import (
     norms,
     optimizers,
     quantized,
+    rewards,
     tagging,
     tokenization,
     training,
@@ -39,6 +40,7 @@ PAIRS: dict[str, Pair] = {
         training,
         fairness,
         graphs,
+        rewards,
     )
     for pair in module.pairs()
 }
