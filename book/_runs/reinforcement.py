@@ -39,7 +39,7 @@ CHARACTERS = "0123456789+=\n"
 LONGEST = 5  # tokens of an answer, with its end
 TESTED = 1000
 DRAWS = 8
-LR = 2e-4
+LR = 3e-4
 FEW = 200  # pairs that the reward model learns from
 
 
@@ -256,7 +256,7 @@ def prefer(
 ) -> dict[str, Any]:
     """DPO or IPO on the pairs."""
     model = copy.deepcopy(start).train()
-    steps, size = 200, 64
+    steps, size = 150, 64
     count = len(pairs["ids"]) // 2
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
     order = generator(seed)
@@ -366,7 +366,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="folder of what is unfinished")
     parser.add_argument("--pretraining", type=int, default=1600, help="steps on text")
     parser.add_argument("--steps", type=int, default=300, help="steps with the verifier")
-    parser.add_argument("--side", type=int, default=150, help="steps of each other way")
+    parser.add_argument("--side", type=int, default=100, help="steps of each other way")
     parser.add_argument("--name", default="", help="of the stored run")
     asked = parser.parse_args(argv)
     torch.set_num_threads(1)
