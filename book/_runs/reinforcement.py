@@ -366,7 +366,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="folder of what is unfinished")
     parser.add_argument("--pretraining", type=int, default=1600, help="steps on text")
     parser.add_argument("--steps", type=int, default=300, help="steps with the verifier")
-    parser.add_argument("--side", type=int, default=100, help="steps of each other way")
+    parser.add_argument("--side", type=int, default=60, help="steps of each other way")
     parser.add_argument("--name", default="", help="of the stored run")
     asked = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -397,13 +397,13 @@ def main(argv: list[str] | None = None) -> None:
     if "verifier" not in parts:
         _, made = follow("verifier", start, task, seed, verifier, main_run)
         keep("verifier", made)
-    for beta in (0.1, 0.5):
+    for beta in (0.2,):
         if f"price {beta}" not in parts:
             more = {**side, "beta": beta}
             keep(f"price {beta}", follow(f"price-{beta}", start, task, seed, verifier, more)[1])
     pairs = own_pairs(start, task, seed)
     if "preferences" not in parts:
-        wanted = [("sigmoid", b) for b in (0.05, 0.2, 0.8)] + [("ipo", 0.2)]
+        wanted = [("sigmoid", b) for b in (0.05, 0.2)] + [("ipo", 0.2)]
         keep("preferences", [prefer(start, task, pairs, seed, v, b) for v, b in wanted])
     if "majority" not in parts:
         keep("majority", follow("majority", start, task, seed, vote, side)[1])
