@@ -188,7 +188,7 @@ def follow(
     steps = more["steps"]
     kept = task.work / f"{name}.json"
     points: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else []
-    every = max(steps // 10, 1)
+    every = max(steps // (10 if steps >= 100 else 5), 1)
 
     def look(step: int, row: dict[str, float]) -> None:
         if step % every == 0:
@@ -366,7 +366,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="folder of what is unfinished")
     parser.add_argument("--pretraining", type=int, default=1600, help="steps on text")
     parser.add_argument("--steps", type=int, default=300, help="steps with the verifier")
-    parser.add_argument("--side", type=int, default=60, help="steps of each other way")
+    parser.add_argument("--side", type=int, default=40, help="steps of each other way")
     parser.add_argument("--name", default="", help="of the stored run")
     asked = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -118,7 +118,8 @@ def all_texts(
         raise ValueError(f"{vocab} ** {length} texts are too many to list: ten million at most")
     places = torch.arange(vocab**length, device=device)[:, None]
     powers = vocab ** torch.arange(length - 1, -1, -1, device=device)
-    return places // powers % vocab
+    texts: Tensor = places // powers % vocab
+    return texts
 
 
 class OverOptimization(NamedTuple):

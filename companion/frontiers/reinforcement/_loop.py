@@ -435,9 +435,7 @@ def _scores(model: Decoder, made: Samples, part: slice, temperature: float) -> A
     )
 
 
-def _forward(
-    model: Decoder, batch: tuple[Samples, slice, float, dict[str, Any] | None]
-) -> tuple[Any, ...]:
+def _forward(model: Decoder, batch: tuple[Samples, slice, float, dict[str, Any] | None]) -> Any:
     """Score a part of the answers; with terms, also compute its share of the loss."""
     made, part, temperature, terms = batch
     found = _scores(model, made, part, temperature)

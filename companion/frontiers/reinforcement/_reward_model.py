@@ -89,4 +89,5 @@ class RewardModel(nn.Module):
         else:
             place = last_real(real)[:, None, None].expand(-1, 1, hidden.shape[-1])
             kept = hidden.gather(1, place).squeeze(1)
-        return self.score(kept).squeeze(-1)
+        scores: Tensor = self.score(kept).squeeze(-1)
+        return scores
