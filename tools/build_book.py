@@ -91,6 +91,7 @@ def stage(root: Path, found: list[Chapter]) -> bool:
     source = root / "_build" / "src"
     executed = {f"{chapter.name}.md": chapter.executed for chapter in found}
     files = [*root.glob("*.md"), *root.glob("*.bib"), root / "_config.yml", root / "_toc.yml"]
+    files += [*root.glob("requirements/*.txt")]  # the versions that the page on tools shows
     files += [f for f in (root / "book").rglob("*") if f.is_file() and "__pycache__" not in f.parts]
     kept, deep = set(), False
     for file in files:

@@ -7,6 +7,7 @@ itself, as SVG whose text is text, and recolors it by the page's theme; on a pho
 that stand side by side one below the other.
 """
 
+import hashlib
 import io
 import os
 import re
@@ -207,6 +208,24 @@ def _is_light(ax: Any) -> bool:
     return bool(ax.images) and all(light(image) for image in ax.images)
 
 
+def _name_clips(drawing: str) -> str:
+    """Name each clip path by what it says, to the digits that it says.
+
+    Matplotlib names it by the exact floats, and the last bit of a constrained layout hangs on
+    where in memory the solver's variables lie: the same figure would differ between two runs.
+    """
+    names: dict[str, str] = {}
+
+    def rename(found: re.Match[str]) -> str:
+        name = "p" + hashlib.sha256(found[2].encode()).hexdigest()[:10]
+        known = name in names.values()
+        names[found[1]] = name  # one shape, one definition
+        return "" if known else f'<clipPath id="{name}">{found[2]}</clipPath>'
+
+    drawing = re.sub(r'<clipPath id="(\w+)">(.*?)</clipPath>', rename, drawing, flags=re.DOTALL)
+    return re.sub(r"url\(#(\w+)\)", lambda found: f"url(#{names.get(found[1], found[1])})", drawing)
+
+
 def svg(figure: Any) -> str | None:
     """Draw a figure as SVG from which the book's pages are made.
 
@@ -266,6 +285,6 @@ def svg(figure: Any) -> str | None:
                 step()
     drawing = buffer.getvalue().decode("utf-8")
     drawing = re.sub(r"\s*<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    drawing = drawing[drawing.index("<svg") + 4 :]
+    drawing = _name_clips(drawing[drawing.index("<svg") + 4 :])
     drawing = f'<svg data-panels="{"; ".join(described)}"{drawing}'
     return drawing if len(drawing) <= HEAVY else None

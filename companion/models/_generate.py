@@ -180,7 +180,7 @@ def generate(
     real: Bool[Tensor, "batch n"] | None = None,
     stop: Sequence[int] = (),
     stream: Callable[[Tensor], object] | None = None,
-    source: Integer[Tensor, "batch m"] | None = None,
+    source: Integer[Tensor, "batch m"] | Float[Tensor, "batch ..."] | None = None,
     source_real: Bool[Tensor, "batch m"] | None = None,
 ) -> Integer[Tensor, "batch written"]:
     r"""Continue each sequence, one token a step.
@@ -203,7 +203,7 @@ def generate(
         real: ``True`` for tokens of a prompt, ``False`` for padding; all are tokens by default.
         stop: Tokens that end a sequence. Writing ends when every sequence has ended.
         stream: Called with each column of new tokens, (batch,), as soon as it is there.
-        source: What an encoder-decoder reads.
+        source: What an encoder-decoder reads: ids, or what else its ``encode`` takes.
         source_real: ``True`` for tokens of the source, ``False`` for padding.
 
     Returns:
@@ -381,14 +381,15 @@ def _reader(
     if isinstance(model, EncoderDecoder):
         if source is None:
             raise ValueError("an encoder-decoder needs a source to read")
-        check_shape("source", source, (batch, None))
+        positions = model.source_length(source)
+        check_shape("source", source, (batch, *source.shape[1:]))
         if length > context:
             raise ValueError(
                 f"a target of {ids.shape[1]} tokens and {length - ids.shape[1]} new ones exceeds "
                 f"the model's context of {context}"
             )
         if cache is None:
-            cache = model.cache(batch, length, source=source.shape[1])
+            cache = model.cache(batch, length, source=positions)
         if not isinstance(cache, tuple):
             raise ValueError("an encoder-decoder takes a pair of caches, from its cache method")
         return _TargetReader(model, cache, source, source_real)

@@ -37,7 +37,13 @@ PAGES = {
     "alphabetical": "# Index\n\n```{alphabetical-index}\n```\n",
     "sources": "# Sources\n\n```{source-topics}\n```\n\n```{errata-table}\n```\n",
     "sources/s1": "# S1: A document\n\n```{source-document} S1\n```\n",
+    "resources": "# Tools\n\n```{tools-table} library\n```\n",
 }
+TOOLS = """name\tgroup\tlicense\tpurpose
+zeta\tlibrary\tMIT\tFits $z$
+alpha\tlibrary\tApache-2.0\tFirst of all
+other\tbench\tMIT\tA peer
+"""
 
 
 def term(name: str, home: str = "book/one/first") -> tuple[terms.Term, list[str]]:
@@ -123,6 +129,12 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> small.Built:
     (data / "sources.tsv").write_text(topics, encoding="utf-8")
     errata = "\n".join("\t".join(row) for row in (ERRATUM_HEAD, ERRATUM)) + "\n"
     (data / "errata.tsv").write_text(errata, encoding="utf-8")
+    (data / "tools.tsv").write_text(TOOLS, encoding="utf-8")
+    (root / "src/requirements").mkdir()
+    pins = "# exact\nalpha==1.2\nzeta==0.3 ; python_version >= '3.11'\n"
+    pins += "zeta==0.4 ; python_version < '3'\n"
+    (root / "src/requirements/lock.txt").write_text(pins, encoding="utf-8")
+    (root / "src/requirements/bench.txt").write_text("other==3\n", encoding="utf-8")
     (root / "src/book/sources").mkdir()
     for name, text in PAGES.items():
         (root / f"src/book/{name}.md").write_text(text, encoding="utf-8")
@@ -148,14 +160,14 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> small.Built:
     with pytest.MonkeyPatch.context() as patch:
         more = "appendices:\n" + "\n".join(
             f"  - {{file: {name}, title: Words, question: What}}"
-            for name in ("glossary", "alphabetical", "sources")
+            for name in ("glossary", "alphabetical", "sources", "resources")
         )
         patch.setattr(small, "CONTENTS", small.CONTENTS.replace("appendices:", more))
         patch.setattr(
             small,
             "PREFACE",
             small.PREFACE.replace(
-                "ledger\n", "ledger\nglossary\nalphabetical\nsources\nsources/s1\n"
+                "ledger\n", "ledger\nglossary\nalphabetical\nsources\nsources/s1\nresources\n"
             ),
         )
         built = small.build_project(root, first, second)
@@ -255,6 +267,18 @@ def test_an_entry_is_sorted_by_its_letters_alone() -> None:
     entries = [alphabet.Entry(text) for text in texts]
     assert [entry.letter for entry in entries] == ["K", "K", "E", "0–9", "P"]
     assert [e.text for e in sorted(entries[:2], key=lambda e: e.key)] == ["K mean", "k-means"]
+
+
+# --- the tools ----------------------------------------------------------------------------------
+
+
+def test_the_tools_of_one_group_are_listed_with_their_locked_versions(book: small.Built) -> None:
+    cells = [
+        [td.get_text().strip() for td in tr.select("td")]
+        for tr in soup(book, "resources").select("tbody tr")
+    ]
+    assert [row[:3] for row in cells] == [["alpha", "1.2", "Apache-2.0"], ["zeta", "0.3", "MIT"]]
+    assert cells[1][3].startswith("Fits")
 
 
 # --- the sources --------------------------------------------------------------------------------

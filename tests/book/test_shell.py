@@ -1,6 +1,7 @@
 """The shell of the book: its tables, its front matter, and the promises of the README."""
 
 import csv
+import importlib.metadata
 import re
 import tomllib
 from pathlib import Path
@@ -10,15 +11,19 @@ import pytest
 import torch
 import yaml
 from docutils import nodes
+from pybtex.database import parse_file
+from pybtex.style.formatting.unsrt import Style as UnsrtStyle
+from pybtex.style.template import FieldIsMissing
 
 import companion
 
 from .conftest import ROOT
 
 DATA = ROOT / "book" / "_data"
-PAGES = tuple(ROOT / "book" / f"{n}.md" for n in ("preface", "notation", "glossary", "sources"))
+NAMES = ("preface", "notation", "glossary", "sources", "resources", "faq")
+PAGES = tuple(ROOT / "book" / f"{name}.md" for name in NAMES)
 PAPERS = tuple(ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))
-TEXTS = (*PAGES, *PAPERS, *(DATA / f"{n}.tsv" for n in ("sources", "errata", "glossary")))
+TEXTS = (*PAGES, *PAPERS, *(DATA / f"{n}.tsv" for n in ("sources", "errata", "glossary", "tools")))
 INFERRED = "[TRUNCATED, inferred]"
 # Pairs of characters of which each belongs to one of the scripts alone.
 PAIRS = """
@@ -117,6 +122,62 @@ def test_every_erratum_says_where_what_and_why_and_has_a_home() -> None:
         assert re.search(
             r"arXiv:\d{4}\.\d{4,5}|arXiv:|doi:|§|20\d\d|[Gg]lossary", erratum["source"]
         )
+
+
+def asked_packages() -> dict[str, set[str]]:
+    """Return the names of the packages that pyproject.toml asks for, by group of the table."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = {
+        "library": project["dependencies"],
+        "book": extras["book"],
+        "checks": extras["test"],
+        "bench": extras["bench"],
+    }
+    return {
+        group: {re.match(r"[\w.-]+", requirement)[0] for requirement in listed}  # type: ignore[index]
+        for group, listed in asked.items()
+    }
+
+
+def test_the_table_of_tools_has_one_row_for_each_package_that_is_asked_for() -> None:
+    table = rows("tools")
+    assert all(value.strip() for row in table for value in row.values())
+    named: dict[str, set[str]] = {}
+    for row in table:
+        named.setdefault(row["group"], set()).add(row["name"])
+    assert named == asked_packages()
+    assert len(table) == sum(len(names) for names in named.values())
+
+
+def test_the_licenses_in_the_table_of_tools_are_those_that_the_packages_state() -> None:
+    # Families, since packages write one license in many ways; some list what they bundle as well.
+    family = re.compile(r"Apache|BSD|MIT|MPL|LGPL|PSF|Python Software Foundation|GPL")
+    checked = 0
+    for row in rows("tools"):
+        if row["group"] == "bench":  # in an environment of its own
+            continue
+        about = importlib.metadata.metadata(row["name"])
+        stated = [about.get("License-Expression") or "", (about.get("License") or "")[:500]]
+        stated += [line for line in about.get_all("Classifier") or () if line.startswith("License")]
+        families = {
+            word.replace("Python Software Foundation", "PSF")
+            for word in family.findall(" ".join(stated))
+        }
+        assert family.findall(row["license"])[0] in families, (row, families)
+        checked += 1
+    assert checked > 50
+
+
+def test_every_answer_points_to_a_proof_or_a_measurement() -> None:
+    text = (ROOT / "book" / "faq.md").read_text(encoding="utf-8")
+    answers = re.split(r"^### ", text.split("## References")[0], flags=re.M)[1:]
+    assert len(answers) >= 30
+    for answer in answers:
+        question, body = answer.split("\n", 1)
+        assert question.endswith("?"), question
+        assert re.search(r"\{(?:eq|numref|prf:ref)\}`", body), question
+        assert len(body.split("(faq-")[0].split()) <= 90, question
 
 
 def test_glossary_is_complete_sorted_and_without_doubles() -> None:
@@ -317,6 +378,18 @@ def test_python_versions_in_the_text_are_those_of_the_package() -> None:
     assert project["requires-python"] == ">=3.11,<3.14"
     assert "3.11 to 3.13" in PAGES[0].read_text(encoding="utf-8")
     assert "3.11, 3.12 or 3.13" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_each_reference_has_what_its_kind_needs() -> None:
+    """A paper of a conference names it, an article its journal: no page could cite it else."""
+    style = UnsrtStyle()
+    lacking = []
+    for key, entry in parse_file(str(ROOT / "references.bib")).entries.items():
+        try:
+            list(style.format_entries([entry]))
+        except FieldIsMissing as error:
+            lacking.append(f"{key}: {error}")
+    assert not lacking
 
 
 def test_each_reference_closes_before_the_next_one_begins() -> None:

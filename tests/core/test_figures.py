@@ -1,6 +1,7 @@
 """Figures: colors that can be told apart on white, sizes that fit the page."""
 
 import itertools
+import math
 import re
 
 import pytest
@@ -83,6 +84,38 @@ def test_the_same_figure_gives_the_same_drawing_and_stays_as_it_was():
             assert axes[1].yaxis.get_tick_params()["labelleft"] is False
             assert figures.svg(figure) == texts[-1]
     assert texts[0] == texts[1]
+
+
+def test_the_last_bit_of_a_layout_does_not_change_the_drawing():
+    """The solver of the layout sums in the order of addresses in memory, which differs by run."""
+    import matplotlib.pyplot as plt
+
+    def drawing_of(width):
+        figure = plt.figure(layout="none")
+        axes = figure.add_axes((0.1, 0.2, width, 0.6))
+        axes.plot([1, 2, 4], [3, 1, 2])
+        drawing = figures.svg(figure)
+        plt.close(figure)
+        return drawing
+
+    assert drawing_of(0.7) == drawing_of(math.nextafter(0.7, 1))
+    assert drawing_of(0.7) != drawing_of(0.71)
+    name = re.search(r'<clipPath id="(\w+)"', drawing_of(0.7))[1]
+    assert f"url(#{name})" in drawing_of(0.7)
+
+
+def test_clip_paths_that_print_the_same_are_defined_once():
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(layout="none")
+    for left in (0.1, math.nextafter(0.1, 1)):
+        figure.add_axes((left, 0.2, 0.7, 0.6)).plot([1, 2, 4], [3, 1, 2])
+    drawing = figures.svg(figure)
+    plt.close(figure)
+    defined = re.findall(r'<clipPath id="(\w+)"', drawing)
+    used = set(re.findall(r"url\(#(\w+)\)", drawing))
+    assert len(defined) == len(set(defined)) == 1
+    assert used == set(defined)
 
 
 def test_text_of_a_drawing_is_text_and_no_date_is_in_it():

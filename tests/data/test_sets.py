@@ -247,6 +247,20 @@ def test_three_kingdoms_names_resolve_aliases() -> None:
 # Pictures
 
 
+def test_reviews_are_balanced_and_news_have_no_labels() -> None:
+    short, long = data.reviews(), data.reviews("imdb")
+    assert (len(short), int(short.labels.sum())) == (200, 100)
+    assert (len(long), int(long.labels.sum())) == (200, 103)
+    assert not any("<br" in text or text != text.strip() for text in (*short.texts, *long.texts))
+    assert statistics.median(len(text.split()) for text in long.texts) == 173.5
+    assert short.texts[0] == "simplistic , silly and tedious ."
+    assert any("clichés" in text for text in short.texts)
+    lengths = [len(item.split()) for item in data.news()]
+    assert (len(lengths), min(lengths), max(lengths)) == (300, 45, 620)
+    with pytest.raises(ValueError, match="unknown reviews 'sst'; known: snippets, imdb"):
+        data.reviews("sst")
+
+
 def test_digits_are_those_of_scikit_learn() -> None:
     reference = sklearn.datasets.load_digits()
     digits = data.digits()

@@ -51,6 +51,10 @@ def bare(name: str) -> Any:
 
 #: Calls with one text, at each depth at which several are meant.
 CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
+    ("SwapLexicon", "pairs"): [lambda f: f(["he"])],
+    ("in_sentences", "words"): [lambda f: f("art", ["This is {}."])],
+    ("in_sentences", "templates"): [lambda f: f(["art"], "This is {}.")],
+    ("scrub", "sites"): [lambda f: f(small_decoder(), [None], sites="blocks.*.stream", classes=2)],
     ("BPE.from_merges", "special_tokens"): [lambda f: f([], special_tokens="<end>")],
     ("BPE.train", "special_tokens"): [lambda f: f("a", vocab_size=300, special_tokens="<end>")],
     ("ClosedVocabulary.build", "texts"): [
@@ -77,6 +81,10 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ],
     ("add_lora", "targets"): [lora],
     ("corpus", "documents"): [lambda f: f(["the cat"] * 5), lambda f: f("the cat", min_count=1)],
+    ("eda", "synonyms"): [
+        lambda f: f(["a"], {"a": "bc"}, generator=torch.Generator().manual_seed(0))
+    ],
+    ("eda", "words"): [lambda f: f("abc", {}, generator=torch.Generator().manual_seed(0))],
     ("emoji_images", "languages"): [lambda f: f(languages="en")],
     ("encode", "tokens"): [lambda f: f("ab", count_words(["a", "b"], min_count=1))],
     ("few_shot", "shots"): [lambda f: f("ab", "c")],
@@ -110,8 +118,16 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("spans", "tags"): [lambda f: f("O")],
     ("tag_constraints", "tags"): [lambda f: f("O")],
     ("tag_names", "labels"): [lambda f: f("PER")],
+    ("activation_patching", "sites"): [
+        lambda f: f(torch.nn.Linear(2, 3), sum, torch.ones(1, 2), torch.ones(1, 2), sites="stream")
+    ],
+    ("attribution_patching", "sites"): [
+        lambda f: f(torch.nn.Linear(2, 3), sum, torch.ones(1, 2), torch.ones(1, 2), sites="stream")
+    ],
     ("page", "given"): [lambda f: f("eq:mean", {}, given="def:mean")],
     ("hashed_ngrams", "texts"): [lambda f: f("the cat")],
+    ("word_errors", "reference"): [lambda f: f("the cat", ["the"])],
+    ("word_errors", "hypothesis"): [lambda f: f(["the"], "the cat")],
     ("near_duplicates", "texts"): [lambda f: f("the cat")],
 }
 #: Where one text is meant as well, and what it does.

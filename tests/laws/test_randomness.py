@@ -5,8 +5,10 @@ fails, and so does an entry without a function.
 """
 
 import copy
+import math
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from companion.data import WeatTest, WordGroup, WordVectors
 from companion.efficiency.sparsity import HardConcrete
 from companion.foundations.embeddings import Schedule, corpus
 from companion.foundations.embeddings import vocabulary as count_words
@@ -27,6 +30,7 @@ from companion.pretraining.masked import sentence_boundaries
 from companion.transformer.block import Decoder, TransformerConfig
 from companion.transformer.multi_head import MultiHeadAttention
 from companion.trust.fairness import Acceptance, Cells, DerivedPredictor
+from companion.trust.interpretability import SparseAutoencoder, Translator
 
 from .public import callables, numbers, parameters, plain
 
@@ -55,10 +59,19 @@ def fixed(make: Callable[[], nn.Module]) -> Callable[[], Any]:
     return lambda: copy.deepcopy(made)
 
 
+PAIR_SCORES = numbers(23, 23)
+
+
+def enumerate_names(tensors: Any) -> Any:
+    """Parameters by their places."""
+    return ((f"weights {k}", tensor) for k, tensor in enumerate(tensors))
+
+
 a_decoder = fixed(lambda: Decoder(CONFIG).eval())
 an_attention = fixed(lambda: MultiHeadAttention(12, heads=3))
 a_gate = fixed(lambda: HardConcrete(7))
 a_line = fixed(lambda: nn.Linear(7, 5))
+an_autoencoder = fixed(lambda: SparseAutoencoder(5, 7, generator=G().manual_seed(0)))
 TABLES = {shape: numbers(*shape) for shape in ((3, 5), (5, 7), (11, 3), (23, 5), (3, 64), (17, 17))}
 
 
@@ -137,6 +150,20 @@ COIN = DerivedPredictor(
 FACTS = torch.tensor([[0, 1, 2], [3, 0, 8]])
 
 
+MANY_PIXELS = torch.rand(61, 7, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+FIRST = torch.zeros(61).long()
+
+
+def apart(x: Tensor) -> Tensor:
+    """Logits that are the numbers themselves."""
+    return x
+
+
+def answers(offset: Tensor) -> Tensor:
+    """Log-probabilities of a bent model."""
+    return torch.sin(3 * (TABLES[5, 7] + offset)).cumsum(1).log_softmax(-1)
+
+
 def named(module: nn.Module, *names: str) -> dict[str, Any]:
     """Parameters of a module by their names."""
     return {name: getattr(module, name) for name in names}
@@ -147,13 +174,123 @@ def tables(module: nn.Module) -> dict[str, Any]:
     return named(module, "entity", "relation")
 
 
+#: More words than partitions are counted of.
+FIFTY = WordVectors([f"w{i}" for i in range(56)], numbers(56, 5))
+ENDS = (0, 25, 50, 53, 56)
+GROUPS = [WordGroup("", tuple(FIFTY.words[a:b])) for a, b in pairwise(ENDS)]
+SIDES = [numbers(23, 5, seed=k) for k in range(4)]
+CLOUD = numbers(29, 3)
+TEST = WeatTest(*GROUPS, reference="", participants="", effect_size=None)
+
 CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
+    "SparseAutoencoder": lambda f, g: {"directions": f(5, 7, generator=g).decoder.detach()},
+    "control_labels": lambda f, g: {
+        "labels": f(torch.arange(29), torch.arange(29) % 7, generator=g),
+    },
+    "random_erasure": lambda f, g: {
+        "orders": f(
+            lambda keep: keep.double() @ torch.arange(1, 12).double(),
+            11,
+            draws=5,
+            ratios=(0.4,),
+            generator=g,
+        ).comprehensiveness
+    },
+    "sampled_shapley": lambda f, g: {
+        "orders": f(
+            lambda s: (s.double() @ torch.arange(1, 8).double()).square(),
+            7,
+            orders=3,
+            generator=g,
+        ).values
+    },
+    "train_autoencoder": lambda f, g: {
+        "batches": f(
+            an_autoencoder(),
+            TABLES[23, 5].float(),
+            steps=2,
+            batch_size=3,
+            generator=g,
+        )
+    },
+    "tune_translator": lambda f, g: {
+        "batches": f(
+            Translator(12),
+            a_decoder(),
+            TABLES[11, 3].float().repeat(1, 4),
+            TABLES[11, 3].float().repeat(1, 4) + 1,
+            steps=2,
+            batch_size=3,
+            generator=g,
+        )
+    },
+    "certify": lambda f, g: {
+        "votes": f(apart, TABLES[5, 7], sigma=2.0, samples=20, generator=g).lower
+    },
+    "eda": lambda f, g: {
+        f"copy {k}": words
+        for k, words in enumerate(
+            f([*"abcdefghij"], {c: [*"xyz"] for c in "abcdefghij"}, ratio=0.3, generator=g)
+        )
+    },
+    "freelb_start": lambda f, g: {
+        "offset": f(torch.ones(3, 5, dtype=torch.bool), dim=7, eps=1.0, generator=g)
+    },
+    "masking_audit": lambda f, g: {
+        "noise": f(
+            apart, MANY_PIXELS, MANY_PIXELS.argmax(1), eps=0.3, steps=[1], queries=1, generator=g
+        ).accuracies["noise"]
+    },
+    "mixup": lambda f, g: {
+        "weight": f(TABLES[23, 5], torch.arange(23), alpha=1.0, generator=g).weight,
+        "partners": f(TABLES[23, 5], torch.arange(23), alpha=1.0, generator=g).second,
+    },
+    "pgd": lambda f, g: {
+        "start": f(apart, MANY_PIXELS, FIRST, eps=0.3, step=1e-9, steps=1, bounds=None, generator=g)
+    },
+    "random_in_ball": lambda f, g: {
+        str(norm): f(TABLES[5, 7], eps=1.0, norm=norm, generator=g) for norm in (1, 2, math.inf)
+    },
+    "random_search": lambda f, g: {
+        "corner": f(apart, MANY_PIXELS, FIRST, eps=0.3, queries=1, bounds=None, generator=g),
+        "turns": f(apart, MANY_PIXELS, FIRST, eps=0.3, queries=5, bounds=None, generator=g),
+    },
+    "sine_tasks": lambda f, g: f(5, generator=g)._asdict(),
+    "smooth_votes": lambda f, g: {
+        "votes": f(apart, TABLES[5, 7], sigma=2.0, samples=50, generator=g)
+    },
+    "typos": lambda f, g: {"text": f("wonderful things and others " * 5, ratio=0.5, generator=g)},
+    "vat_direction": lambda f, g: {"start": f(answers, TABLES[5, 7], xi=1.0, generator=g)},
+    "vat_loss": lambda f, g: {"start": f(answers, TABLES[5, 7], eps=1.0, xi=1.0, generator=g)},
     "bootstrap": lambda f, g: {
         "tables": f(TABLE, lambda c: c.tp.double(), resamples=17, generator=g).resamples
     },
+    "permutation_test": lambda f, g: {
+        "partitions": f(SIDES[0][:, 0], SIDES[1][:, 0], draws=97, generator=g).p_value
+    },
+    "trust.debiasing.weat": lambda f, g: {
+        "partitions": f(*SIDES, draws=97, generator=g).test.p_value
+    },
+    "word_weat": lambda f, g: {
+        "partitions": f(FIFTY, TEST, draws=97, generator=g).result.test.p_value
+    },
+    "two_means": lambda f, g: {"clusters": f(CLOUD, restarts=1, steps=2, generator=g)},
     "null_gaps": lambda f, g: {"gaps": f(torch.tensor([50, 70]), 0.4, draws=17, generator=g)},
     "DerivedPredictor.predict": lambda f, g: {
         "decisions": f(COIN, torch.zeros(29).double(), torch.zeros(29).long(), generator=g)
+    },
+    "DualEncoder": lambda f, g: named(f(5, 3, dim=4, generator=g), "first", "second"),
+    "TensorFusion": lambda f, g: named(f(3, 2, out=4, generator=g), "weight"),
+    "LowRankFusion": lambda f, g: dict(
+        enumerate_names(f([3, 2], rank=2, out=4, generator=g).weights)
+    ),
+    "itm_negatives": lambda f, g: {
+        "hard": f(PAIR_SCORES, generator=g),
+        "easy": f(PAIR_SCORES, generator=g, hard=False),
+    },
+    "modality_mask": lambda f, g: {
+        "shown": f(37, 3, p=0.3, generator=g),
+        "back": f(37, 3, p=1.0, generator=g),
     },
     "ComplEx": lambda f, g: tables(f(5, 3, dim=4, generator=g)),
     "DistMult": lambda f, g: tables(f(5, 3, dim=4, generator=g)),

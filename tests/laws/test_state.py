@@ -18,6 +18,7 @@ from .public import callables, numbers
 FUNCTIONS = callables()
 CONFIG = TransformerConfig(vocab=11, dim=12, layers=2, heads=3, ff_dim=13, context=17)
 IDS = torch.tensor([[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]])
+LABELS = torch.tensor([0, 3, 1])
 
 
 def seeded() -> torch.Generator:
@@ -67,10 +68,22 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Any], Any]]] = {
     ),
     "generate": (decoder, lambda f, m: f(m, IDS, tokens=3, pick=sample(generator=seeded()))),
     "head_importance": (decoder, lambda f, m: f(m, loss_of(m), [IDS])),
+    "fgsm": (Net, lambda f, m: f(m, torch.ones(3, 5), LABELS, eps=0.1)),
     "influence": (no_model, lambda f, m: f(lambda x: x.cumsum(0), numbers(5, 3))),
     "initialize": (no_model, lambda f, m: f(CONFIG, generator=seeded())),
+    "masking_audit": (
+        Net,
+        lambda f, m: f(
+            m, torch.ones(3, 5), LABELS, eps=0.1, steps=[1], queries=2, generator=seeded()
+        ),
+    ),
     "mc_dropout": (Net, lambda f, m: f(m, torch.ones(3, 5), samples=2)),
+    "pgd": (Net, lambda f, m: f(m, torch.ones(3, 5), LABELS, eps=0.1, step=0.1, steps=2)),
     "scheduled_sampling": (decoder, lambda f, m: f(m, IDS, ratio=0.5, generator=seeded())),
+    "smooth_votes": (
+        Net,
+        lambda f, m: f(m, torch.ones(3, 5), sigma=0.1, samples=3, generator=seeded()),
+    ),
     "train_sgns": (
         no_model,
         lambda f, m: f(

@@ -6,6 +6,7 @@ moved as a reader moves them, and the numbers are held against ``companion``.
 
 import base64
 import json
+import math
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -30,9 +31,11 @@ from companion.foundations.cross_entropy import (
     softmax_jacobian,
 )
 from companion.foundations.language_models import BPE
+from companion.knowledge import robustness
 from companion.pretraining import autoregressive
 from companion.transformer import block, cost, positions
 from companion.transformer.attention import attention_state
+from companion.trust import debiasing
 
 from .conftest import HTML, MISSING, PAGES, ROOT
 from .test_browser import complaints, visit
@@ -356,6 +359,42 @@ def test_each_row_of_a_head_is_a_distribution(opened: Opened) -> None:
         assert (A.sum(1) - 1).abs().max() <= n / 510
 
 
+@on("explorer")
+def test_the_explorer_shows_the_bytes_of_the_run(opened: Opened) -> None:
+    mini, smol = opened.data["models"]
+    n = len(mini["tokens"])
+    for kind, name in enumerate(("weights", "norms")):
+        opened.set(model=0, kind=kind, layer=4, head=7)
+        packed = np.frombuffer(base64.b64decode(mini[name]), np.uint8)
+        A = torch.tensor(packed.reshape(6, 12, n, n)[3, 6] / 255.0)
+        close(opened.shown["A"], A)
+        # Rows of weights are distributions; the largest norm of a head is 1.
+        whole = (A.sum(1) - 1).abs().max() if kind == 0 else (A.max() - 1).abs()
+        assert whole <= n / 510
+    # SmolLM2 has no norms, and nothing above the diagonal.
+    opened.set(model=1, kind=1, layer=19, head=7)
+    n = len(smol["tokens"])
+    below = torch.tril_indices(n, n)
+    packed = np.frombuffer(base64.b64decode(smol["weights"]), np.uint8)
+    A = torch.zeros(n, n, dtype=torch.float64)
+    A[below[0], below[1]] = torch.tensor(packed.reshape(30, 9, -1)[18, 6] / 255.0)
+    close(opened.shown["A"], A)
+    assert (A.sum(1) - 1).abs().max() <= n / 510
+    # Fewer layers: the last one is shown.
+    opened.set(model=0, layer=30)
+    assert opened.shown["layer"] == 6
+
+
+@on("ball")
+@pytest.mark.parametrize(("kind", "norm"), [(0, math.inf), (1, 2.0), (2, 1.0)])
+def test_the_step_is_the_steepest_of_the_library(opened: Opened, kind: int, norm: float) -> None:
+    for angle in (25, 118, 270):
+        opened.set(angle=angle, p=kind)
+        g = torch.tensor(opened.shown["g"], dtype=torch.float64)
+        close(opened.shown["step"], robustness.steepest(g[None], norm=norm)[0])
+        close(opened.shown["gain"], torch.linalg.vector_norm(g, ord=robustness.dual_norm(norm)))
+
+
 @on("optimizer")
 @pytest.mark.parametrize("method", [0, 1, 2, 3])
 def test_the_paths_are_those_of_the_library(opened: Opened, method: int) -> None:
@@ -512,3 +551,28 @@ def test_the_theory_is_a_gaussian_mean(opened: Opened, kind: int, rule: str) -> 
     torch.testing.assert_close(tensor(shown["q"]), tensor(q), rtol=1e-6, atol=0)
     steps = tensor(shown["g"][:-1]) / tensor(shown["g"][1:])
     torch.testing.assert_close(steps, tensor(slopes), rtol=1e-6, atol=0)
+
+
+@on("leace")
+@pytest.mark.parametrize(("stretch", "angle"), [(1.0, 0), (2.5, 35), (3.7, 110)])
+def test_leace_erases_as_the_library_does(opened: Opened, stretch: float, angle: int) -> None:
+    costs = []
+    for kind in range(4):
+        opened.set(kind=kind, stretch=stretch, angle=angle)
+        shown = opened.shown
+        x = tensor(shown["x"])
+        side = (torch.arange(len(x)) >= len(x) // 2).long()
+        fitter = debiasing.ErasureFitter(2, 2).update(x, side)
+        want = [
+            x,
+            fitter.eraser("orthogonal")(x),
+            fitter.eraser()(x),
+            fitter.oracle()(x, side),
+        ][kind]
+        close(shown["after"], want)
+        close(shown["cost"], (want - x).square().sum(1).mean())
+        costs.append(shown["cost"])
+        if kind:
+            assert shown["apart"] < 1e-9
+    close(opened.shown["costs"], costs)
+    assert costs[3] <= costs[2] <= costs[1]

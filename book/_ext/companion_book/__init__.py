@@ -4,7 +4,8 @@ It reads what the chapters' run left behind and never runs anything itself:
 
 - ``ledger`` joins displayed equations with the records of their verification;
 - ``plan`` numbers chapters by ``contents.yml`` and shows planned ones in the sidebar;
-- ``facts`` and ``tables`` make the chapter header, the source map, the errata, and the glossary;
+- ``facts`` and ``tables`` make the chapter header, the source map, the errata, the glossary, and
+  the lists of tools and data;
 - ``reference`` documents the companion library from its docstrings;
 - ``bibliography`` lists references by author and year;
 - ``unique_ids`` keeps the ids of a page unique;

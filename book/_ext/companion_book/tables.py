@@ -1,4 +1,4 @@
-"""Tables that the book keeps as data: the source map, the errata, and the glossary."""
+"""Tables that the book keeps as data: source map, errata, glossary, tools, and data cards."""
 
 from __future__ import annotations
 
@@ -280,6 +280,89 @@ class GlossaryTable(DataTable):
         return [table(head, body, classes=["wide", "glossary"])]
 
 
+class ToolsTable(DataTable):
+    """The packages of one group: library, book, checks, or bench, at their locked versions."""
+
+    file = "tools.tsv"
+    columns = ("name", "group", "license", "purpose")
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Make the table, or fail where a group is empty or a package is not locked."""
+        group = self.arguments[0]
+        rows = [row for row in self.rows() if row["group"] == group]
+        if not rows:
+            raise ExtensionError(f"{self.file} has no group {group!r}")
+        locked = self.locked()
+        lacking = [row["name"] for row in rows if row["name"] not in locked]
+        if lacking:
+            raise ExtensionError(f"{self.file} names what is not locked: {', '.join(lacking)}")
+        body = [
+            [
+                [nodes.inline("", row["name"], classes=["row-name"])],
+                [nodes.Text(locked[row["name"]])],
+                [nodes.Text(row["license"])],
+                self.inline(row["purpose"]),
+            ]
+            for row in sorted(rows, key=lambda row: row["name"])
+        ]
+        return [table(["Package", "Version", "License", "What for"], body)]
+
+    def locked(self) -> dict[str, str]:
+        """Read which version of each package is locked."""
+        found: dict[str, str] = {}
+        for name in ("lock.txt", "bench.txt"):
+            path = Path(self.env.srcdir) / "requirements" / name
+            self.env.note_dependency(str(path))
+            pins = re.findall(r"^([\w.-]+)==([^\s;]+)", path.read_text(encoding="utf-8"), re.M)
+            for package, version in pins:
+                found.setdefault(package.lower().replace("_", "-"), version)
+        return found
+
+
+class DataCards(DataTable):
+    """Every data set and model: what it is, who made it, its license, and where it is used."""
+
+    def run(self) -> list[nodes.Node]:
+        """Make the table from the registry of the library; a number links to a chapter."""
+        from companion.data import data_sets
+
+        note_dependent(self.env)
+        pages = [
+            page
+            for page in plan_of(self.env).chapters.values()
+            if page.docname in self.env.found_docs
+        ]
+        texts = {
+            page.docname: Path(self.env.doc2path(page.docname)).read_text("utf-8") for page in pages
+        }
+        body = []
+        for entry in data_sets().values():
+            loaders = entry.loader.split(", ")
+            called = re.compile(rf"\b(?:{'|'.join(loaders)})\(")
+            used: list[nodes.Node] = []
+            for page in pages:
+                if called.search(texts[page.docname]):
+                    used += [nodes.Text(", ")] if used else []
+                    used.append(page_link(self.env, page, str(page.number)))
+            names: list[nodes.Node] = []
+            for loader in loaders:
+                names += [nodes.Text(", ")] if names else []
+                names += self.inline(f"{{py:func}}`~companion.data.{loader}`")
+            body.append(
+                [
+                    [nodes.Text(entry.title)],
+                    names,
+                    [nodes.Text(entry.license)],
+                    [nodes.Text(f"{entry.size / 1e6:.1f}")],
+                    [nodes.Text(f"{entry.wheel.name} {entry.wheel.version}")],
+                    used or [nodes.Text("–")],
+                ]
+            )
+        head = ["What", "Loader", "License of the data", "MB", "Comes in", "Chapters"]
+        return [table(head, body, classes=["wide"])]
+
+
 def topic_ids(env: BuildEnvironment) -> set[str]:
     """Return the ids of all source topics, or nothing when there is no such table."""
     path = Path(env.srcdir) / env.config.companion_data / SourceTopics.file
@@ -293,3 +376,5 @@ def setup(app: Sphinx) -> None:
     app.add_directive("source-document", SourceDocument)
     app.add_directive("errata-table", ErrataTable)
     app.add_directive("glossary-table", GlossaryTable)
+    app.add_directive("tools-table", ToolsTable)
+    app.add_directive("data-cards", DataCards)

@@ -336,7 +336,7 @@ class EncoderDecoder(nn.Module):
 
     def forward(
         self,
-        source: Integer[Tensor, "batch m"],
+        source: Integer[Tensor, "batch m"] | Float[Tensor, "batch ..."],
         target: Integer[Tensor, "batch n"],
         *,
         source_real: Bool[Tensor, "batch m"] | None = None,
@@ -345,7 +345,7 @@ class EncoderDecoder(nn.Module):
         """Compute the logits of the next target token at each target position.
 
         Args:
-            source: Token ids to read.
+            source: Token ids to read, or what else :meth:`encode` takes.
             target: Token ids written so far, the start token first.
             source_real: ``True`` for source tokens, ``False`` for padding.
             target_real: The same for the target.
@@ -362,7 +362,7 @@ class EncoderDecoder(nn.Module):
 
     def hidden(
         self,
-        source: Integer[Tensor, "batch m"],
+        source: Integer[Tensor, "batch m"] | Float[Tensor, "batch ..."],
         target: Integer[Tensor, "batch n"],
         *,
         source_real: Bool[Tensor, "batch m"] | None = None,
@@ -381,6 +381,21 @@ class EncoderDecoder(nn.Module):
         """
         memory = self.encode(source, real=source_real)
         return self._read(target, memory, memory_real=source_real, real=target_real, cache=None)
+
+    def source_length(self, source: Tensor) -> int:
+        """How many positions of :meth:`encode` a source takes; models of other sources say more.
+
+        Args:
+            source: What :meth:`encode` reads.
+
+        Returns:
+            The number of tokens.
+
+        Raises:
+            ValueError: If it is no batch of sequences.
+        """
+        check_shape("source", source, (None, None))
+        return source.shape[1]
 
     def encode(
         self, source: Integer[Tensor, "batch m"], *, real: Bool[Tensor, "batch m"] | None = None
