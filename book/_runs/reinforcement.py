@@ -364,8 +364,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="folder of what is unfinished")
-    parser.add_argument("--pretraining", type=int, default=1600, help="steps on text")
-    parser.add_argument("--steps", type=int, default=300, help="steps with the verifier")
+    parser.add_argument("--pretraining", type=int, default=2400, help="steps on text")
+    parser.add_argument("--steps", type=int, default=200, help="steps with the verifier")
     parser.add_argument("--side", type=int, default=40, help="steps of each other way")
     parser.add_argument("--name", default="", help="of the stored run")
     asked = parser.parse_args(argv)
@@ -403,7 +403,8 @@ def main(argv: list[str] | None = None) -> None:
             keep(f"price {beta}", follow(f"price-{beta}", start, task, seed, verifier, more)[1])
     pairs = own_pairs(start, task, seed)
     if "preferences" not in parts:
-        wanted = [("sigmoid", b) for b in (0.05, 0.2)] + [("ipo", 0.2)]
+        wanted = [("sigmoid", b) for b in (0.2, 1.0, 3.0)]
+        wanted += [("ipo", b) for b in (0.2, 1.0)]
         keep("preferences", [prefer(start, task, pairs, seed, v, b) for v, b in wanted])
     if "majority" not in parts:
         keep("majority", follow("majority", start, task, seed, vote, side)[1])

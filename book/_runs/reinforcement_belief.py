@@ -1,4 +1,4 @@
-"""Ask SmolLM2 whether proposed sums are right: all of one digit, each with a right and a wrong answer.
+"""Ask SmolLM2 whether proposed sums are right: of one digit each, with right and wrong answers.
 
 About three minutes of one core. The question follows two examples, one right and one wrong, in both
 orders. Kept are probabilities of *Yes* among *Yes* and *No*.
