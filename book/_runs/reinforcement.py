@@ -372,7 +372,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     begin, cpu = time.perf_counter(), time.process_time()
     seed = asked.seed
-    work = asked.work or Path(f"reinforcement-{seed}")
+    work = asked.work or Path("_build") / f"reinforcement-{seed}"
     task = Task(seed, work)
     task.pretrain(seed, asked.pretraining)
     start = load_pretrained(work / "model").model.eval()  # type: ignore[union-attr]

@@ -181,8 +181,10 @@ def overoptimization(
     check_floating("kl", kl)
     d = wide(kl).sqrt()
     if kind == "bon":
-        return d * (alpha - beta * d)
-    return alpha * d - beta * torch.special.xlogy(d, d)
+        bent: Tensor = d * (alpha - beta * d)
+        return bent
+    gain: Tensor = alpha * d - beta * torch.special.xlogy(d, d)
+    return gain
 
 
 def fit_overoptimization(

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from companion.core import (
     Checkpoints,
-    LossModule,
     Progress,
     average_,
     check_count,
@@ -117,7 +116,7 @@ class _Curves:
 
 def reinforce(
     model: Decoder,
-    prompts: Sequence[Integer[Tensor, " n"]],
+    prompts: Sequence[Integer[Tensor, " _"]],
     reward: Reward,
     *,
     steps: int,
@@ -231,7 +230,7 @@ def reinforce(
         judge.requires_grad_(False)
     sampler = copy.deepcopy(model).requires_grad_(False) if parallel == "fsdp" else model
     rank = dist.get_rank() if world > 1 else 0
-    module = parallelize(LossModule(model, _forward), parallel)
+    module = parallelize(_Policy(model), parallel)
     parameters = [p for p in module.parameters() if p.requires_grad]
     update = (
         torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
@@ -435,21 +434,28 @@ def _scores(model: Decoder, made: Samples, part: slice, temperature: float) -> A
     )
 
 
-def _forward(model: Decoder, batch: tuple[Samples, slice, float, dict[str, Any] | None]) -> Any:
-    """Score a part of the answers; with terms, also compute its share of the loss."""
-    made, part, temperature, terms = batch
-    found = _scores(model, made, part, temperature)
-    if terms is None:
-        return tuple(found)
-    loss = grpo_loss(
-        found.log_probs,
-        terms["advantages"].to(found.log_probs.dtype),
-        made.scored[part],
-        old_log_probs=terms["old"],
-        reference=terms["reference"],
-        **{name: terms[name] for name in ("clip", "normalize", "length", "beta", "total")},
-    )
-    return loss, (found.log_probs.detach(), found.entropy, loss.detach())
+class _Policy(nn.Module):
+    """The policy with all that is asked of it as one module: what several processes train."""
+
+    def __init__(self, model: Decoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: tuple[Samples, slice, float, dict[str, Any] | None]) -> Any:
+        """Score a part of the answers; with terms, also compute its share of the loss."""
+        made, part, temperature, terms = batch
+        found = _scores(self.model, made, part, temperature)
+        if terms is None:
+            return tuple(found)
+        loss = grpo_loss(
+            found.log_probs,
+            terms["advantages"].to(found.log_probs.dtype),
+            made.scored[part],
+            old_log_probs=terms["old"],
+            reference=terms["reference"],
+            **{name: terms[name] for name in ("clip", "normalize", "length", "beta", "total")},
+        )
+        return loss, (found.log_probs.detach(), found.entropy, loss.detach())
 
 
 def _clip(parameters: Iterable[nn.Parameter], clip_norm: float | None) -> float:

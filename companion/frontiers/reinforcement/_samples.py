@@ -46,7 +46,7 @@ class Samples(NamedTuple):
 
 
 def pad_prompts(
-    prompts: Sequence[Integer[Tensor, " n"]], *, pad: int = 0
+    prompts: Sequence[Integer[Tensor, " _"]], *, pad: int = 0
 ) -> tuple[Integer[Tensor, "prompts longest"], Bool[Tensor, "prompts longest"]]:
     """Set prompts of several lengths flush right.
 
@@ -82,7 +82,7 @@ def pad_prompts(
 
 def write_samples(
     model: Decoder,
-    prompts: Sequence[Integer[Tensor, " n"]],
+    prompts: Sequence[Integer[Tensor, " _"]],
     *,
     group: int,
     tokens: int,
