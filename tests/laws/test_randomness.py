@@ -478,7 +478,13 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     ),
     "write_samples": lambda f, g: {
         "answers": f(
-            a_decoder(), [IDS[0, :3] % 11], group=3, tokens=4, stop=[0], generator=g
+            a_decoder(),
+            [IDS[0, :3] % 11],
+            group=3,
+            tokens=4,
+            stop=[0],
+            temperature=20.0,
+            generator=g,
         ).answers()
     },
 }
