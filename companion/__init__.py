@@ -36,7 +36,6 @@ _PACKAGES = (
     "generation",
     "knowledge",
     "trust",
-    "frontiers",
     "command",
 )
 
@@ -50,7 +49,6 @@ __all__ = [
     "data",
     "efficiency",
     "foundations",
-    "frontiers",
     "generate",
     "generation",
     "knowledge",

@@ -17,7 +17,6 @@ from benchmarks.pairs import (
     norms,
     optimizers,
     quantized,
-    rewards,
     robustness,
     tagging,
     tokenization,
@@ -48,7 +47,6 @@ PAIRS: dict[str, Pair] = {
         graphs,
         robustness,
         multimodal,
-        rewards,
     )
     for pair in module.pairs()
 }

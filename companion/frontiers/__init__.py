@@ -1,1 +1,0 @@
-"""Part VIII: reasoning, learning from rewards, and what is open."""
