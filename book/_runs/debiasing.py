@@ -23,6 +23,7 @@ from companion import data
 from companion.core import generator, rand, watch
 from companion.foundations.embeddings import Schedule, corpus, tokenize, train_sgns
 from companion.generation.control import steer, steering_vector
+from companion.knowledge.robustness import reverse_gradient
 from companion.models import TextDecoder, minilm, smollm2
 from companion.trust import debiasing as de
 from companion.trust import fairness as fa
@@ -70,7 +71,7 @@ def adversarial(
     for _ in range(steps):
         rows = torch.randint(0, len(x), (1024,), generator=g)
         score = body(x[rows])
-        told = reader(de.reverse_gradient(score, strength=strength))
+        told = reader(reverse_gradient(score, strength=strength))
         optimizer.zero_grad()
         (loss(score[:, 0], y[rows]) + loss(told[:, 0], a[rows])).backward()
         optimizer.step()

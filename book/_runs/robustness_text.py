@@ -261,7 +261,7 @@ def against_domains(
         loss = F.binary_cross_entropy_with_logits(label(h)[:, 0], labels[here].float())
         if scale:
             grown = scale * (2 / (1 + torch.exp(torch.tensor(-10 * step / steps))) - 1)
-            both = reverse_gradient(torch.cat([h, far]), scale=float(grown))
+            both = reverse_gradient(torch.cat([h, far]), strength=float(grown))
             truth = torch.cat([torch.zeros(32), torch.ones(32)])
             loss = loss + F.binary_cross_entropy_with_logits(domain(both)[:, 0], truth)
         optimizer.zero_grad()

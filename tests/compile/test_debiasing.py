@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from companion.knowledge.robustness import reverse_gradient
 from companion.trust import debiasing as de
 
 
@@ -14,7 +15,7 @@ def test_the_hot_functions_compile() -> None:
 
     def everything(x: Tensor) -> list[Tensor]:
         erased = eraser(x)
-        turned = de.reverse_gradient(erased, strength=0.5)
+        turned = reverse_gradient(erased, strength=0.5)
         near = de.association(turned, first, second)
         logits = de.self_debias_logits(x, erased)
         return [turned, near, de.neutralize(x, directions), logits]

@@ -105,9 +105,9 @@ def test_weights_climb_to_the_worst_group_and_the_value_to_the_maximum() -> None
 
 def test_a_reversed_gradient_has_the_other_sign_and_nothing_else() -> None:
     x = torch.randn(3, 5, generator=generator(0), dtype=D, requires_grad=True)
-    assert torch.equal(reverse_gradient(x, scale=0.7), x)
+    assert torch.equal(reverse_gradient(x, strength=0.7), x)
     (plain,) = torch.autograd.grad((x**3).sum(), x)
-    (turned,) = torch.autograd.grad((reverse_gradient(x, scale=0.7) ** 3).sum(), x)
+    (turned,) = torch.autograd.grad((reverse_gradient(x, strength=0.7) ** 3).sum(), x)
     torch.testing.assert_close(turned, -0.7 * plain)
 
 
@@ -130,8 +130,8 @@ def test_what_makes_no_sense_is_refused() -> None:
         domain_weights(two, sources=3, targets=0)
     with pytest.raises(ValueError, match="source must have shape"):
         hypothesis_divergence(torch.ones(2, 3).long(), two, two)
-    with pytest.raises(ValueError, match="scale must lie in"):
-        reverse_gradient(two, scale=-1.0)
+    with pytest.raises(ValueError, match="strength must lie in"):
+        reverse_gradient(two, strength=-1.0)
     with pytest.raises(ValueError, match="step must lie in"):
         GroupDRO(2, step=0.0)
 
@@ -141,7 +141,7 @@ def test_everything_runs_on_the_meta_device() -> None:
     group = torch.empty(5, dtype=torch.long, device="meta")
     assert GroupDRO(3, step=0.1, device="meta").loss(losses, group).is_meta
     assert robust_value(losses, step=1.0).is_meta
-    assert reverse_gradient(losses).is_meta
+    assert reverse_gradient(losses, strength=1.0).is_meta
     assert domain_weights(losses, sources=2, targets=3).is_meta
 
 

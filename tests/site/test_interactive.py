@@ -49,17 +49,30 @@ def figures_of(name: str) -> list[str]:
     return PLACE.findall((HTML / name).read_text(encoding="utf-8")) if name != MISSING else []
 
 
-#: The page of each figure.
-FIGURES = {figure: page for page in PAGES for figure in figures_of(page)}
+def places() -> dict[str, str]:
+    """Return the page of each figure; the second page of one is kept as ``figure@chapter``."""
+    found: dict[str, str] = {}
+    for page in PAGES:
+        for figure in figures_of(page):
+            found[f"{figure}@{Path(page).stem}" if figure in found else figure] = page
+    return found
+
+
+FIGURES = places()
 NAMES = sorted(FIGURES) or [MISSING]
+
+
+def figure_of(place: str) -> str:
+    """Return the name of the figure at a place."""
+    return place.split("@")[0]
 
 
 class Opened:
     """A figure on its page in the browser."""
 
-    def __init__(self, browser: webdriver.Chrome, name: str) -> None:
-        self.browser, self.root = browser, f'document.getElementById("try-{name}")'
-        self.name = name
+    def __init__(self, browser: webdriver.Chrome, place: str) -> None:
+        self.name = figure_of(place)
+        self.browser, self.root = browser, f'document.getElementById("try-{self.name}")'
 
     def run(self, script: str, *values: Any) -> Any:
         return self.browser.execute_script(f"const root = {self.root}; {script}", *values)
@@ -126,20 +139,21 @@ def test_ten_chapters_have_a_figure_that_moves(site: Path) -> None:
 
 
 def test_every_script_draws_a_figure_of_some_page(site: Path) -> None:
-    assert {path.stem for path in SCRIPTS.glob("*.js")} == {"common", *FIGURES}
+    drawn = {figure_of(place) for place in FIGURES}
+    assert {path.stem for path in SCRIPTS.glob("*.js")} == {"common", *drawn}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_figure_is_light_and_needs_nothing_else(
     name: str, site: Path, soups: dict[str, BeautifulSoup]
 ) -> None:
-    page = soups[FIGURES[name]]
-    root = page.find(id=f"try-{name}")
+    page, figure = soups[FIGURES[name]], figure_of(name)
+    root = page.find(id=f"try-{figure}")
     data = root.find("script", type="application/json").string
     json.loads(data)
-    size = sum((SCRIPTS / f"{part}.js").stat().st_size for part in (name, "common")) + len(data)
+    size = sum((SCRIPTS / f"{part}.js").stat().st_size for part in (figure, "common")) + len(data)
     assert size < 100_000
-    source = (SCRIPTS / f"{name}.js").read_text(encoding="utf-8")
+    source = (SCRIPTS / f"{figure}.js").read_text(encoding="utf-8")
     assert not re.search(r"fetch|XMLHttpRequest|import\b|https?:", source)
     loaded = [str(tag["src"]) for tag in page.find_all("script", src=True)]
     scripts = [address for address in loaded if "/interactive/" in address]
@@ -159,7 +173,7 @@ def test_pages_without_a_figure_load_none(soups: dict[str, BeautifulSoup]) -> No
 def test_without_scripts_a_sentence_stands_in_its_place(
     name: str, soups: dict[str, BeautifulSoup]
 ) -> None:
-    root = soups[FIGURES[name]].find(id=f"try-{name}")
+    root = soups[FIGURES[name]].find(id=f"try-{figure_of(name)}")
     assert "needs" in root.select_one(".interactive-fallback").get_text()
     caption = root.find("figcaption").get_text(" ", strip=True)
     assert caption.startswith("Try it.")
@@ -349,8 +363,8 @@ def test_the_weights_are_those_of_alibi(opened: Opened) -> None:
 
 @on("heads")
 def test_each_row_of_a_head_is_a_distribution(opened: Opened) -> None:
-    for place, sentence in enumerate(opened.data["sentences"]):
-        opened.set(sentence=place, layer=4, head=7)
+    for place, sentence in enumerate(opened.data["texts"]):
+        opened.set(text=place, layer=4, head=7)
         n = len(sentence["tokens"])
         packed = np.frombuffer(base64.b64decode(sentence["weights"]), np.uint8)
         A = torch.tensor(packed.reshape(6, 12, n, n)[3, 6] / 255.0)
@@ -359,12 +373,12 @@ def test_each_row_of_a_head_is_a_distribution(opened: Opened) -> None:
         assert (A.sum(1) - 1).abs().max() <= n / 510
 
 
-@on("explorer")
+@on("heads@interpretability")
 def test_the_explorer_shows_the_bytes_of_the_run(opened: Opened) -> None:
-    mini, smol = opened.data["models"]
+    mini, smol = opened.data["texts"]
     n = len(mini["tokens"])
     for kind, name in enumerate(("weights", "norms")):
-        opened.set(model=0, kind=kind, layer=4, head=7)
+        opened.set(text=0, kind=kind, layer=4, head=7)
         packed = np.frombuffer(base64.b64decode(mini[name]), np.uint8)
         A = torch.tensor(packed.reshape(6, 12, n, n)[3, 6] / 255.0)
         close(opened.shown["A"], A)
@@ -372,7 +386,7 @@ def test_the_explorer_shows_the_bytes_of_the_run(opened: Opened) -> None:
         whole = (A.sum(1) - 1).abs().max() if kind == 0 else (A.max() - 1).abs()
         assert whole <= n / 510
     # SmolLM2 has no norms, and nothing above the diagonal.
-    opened.set(model=1, kind=1, layer=19, head=7)
+    opened.set(text=1, kind=1, layer=19, head=7)
     n = len(smol["tokens"])
     below = torch.tril_indices(n, n)
     packed = np.frombuffer(base64.b64decode(smol["weights"]), np.uint8)
@@ -381,7 +395,7 @@ def test_the_explorer_shows_the_bytes_of_the_run(opened: Opened) -> None:
     close(opened.shown["A"], A)
     assert (A.sum(1) - 1).abs().max() <= n / 510
     # Fewer layers: the last one is shown.
-    opened.set(model=0, layer=30)
+    opened.set(text=0, layer=30)
     assert opened.shown["layer"] == 6
 
 

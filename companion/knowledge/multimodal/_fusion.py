@@ -448,7 +448,7 @@ def modality_mask(
         ValueError: If a count is below 1, or ``p`` is no probability.
 
     References:
-        Neverova et al. 2016, "ModDrop", arXiv:1501.00102. Theirs may drop all.
+        Neverova et al. 2016, "ModDrop", arXiv:1501.00102.
 
     Book: :doc:`/book/knowledge/multimodal`
 

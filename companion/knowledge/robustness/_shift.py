@@ -5,7 +5,7 @@ here they come from a classifier of domains.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -364,46 +364,34 @@ def robust_value(losses: Float[Tensor, " groups"], *, step: float) -> Float[Tens
     return value
 
 
-class _Reverse(torch.autograd.Function):
-    """The identity, whose gradient has the other sign."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return -ctx.scale * gradients[0], None
-
-
-def reverse_gradient(x: Float[Tensor, "*shape"], *, scale: float = 1.0) -> Float[Tensor, "*shape"]:
+def reverse_gradient(x: Float[Tensor, "*shape"], *, strength: float) -> Float[Tensor, "*shape"]:
     r"""Return the input, and send its gradient back as :math:`-\lambda g`.
 
-    Between features and a classifier of domains one backward pass then does two things: the
-    classifier learns to tell the domains apart, and the features learn to prevent it (DANN).
+    Between features and an adversary one backward pass then does two things: a classifier of
+    domains learns to tell them apart, and the features learn to prevent it (DANN); or a reader
+    learns to find a group, and an encoder to hide it.
 
     Args:
-        x: Features.
-        scale: :math:`\lambda`, 0 or above.
+        x: Finite features.
+        strength: :math:`\lambda`, 0 or more. With 0 the adversary watches and nothing comes back.
 
     Returns:
         The same numbers.
 
     Raises:
-        ValueError: If the scale is negative.
+        ValueError: If the strength is below 0: two signs make an ally of the adversary.
 
     References:
-        Ganin et al. 2016, arXiv:1505.07818, sec. 4.2.
+        Ganin and Lempitsky 2015, arXiv:1409.7495; Ganin et al. 2016, arXiv:1505.07818, sec. 4.2.
 
     Book: :doc:`/book/knowledge/robustness`
 
     Example:
         >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
-        >>> (3 * reverse_gradient(x, scale=0.5)).sum().backward()
+        >>> (3 * reverse_gradient(x, strength=0.5)).sum().backward()
         >>> x.grad
         tensor([-1.5000, -1.5000])
     """
-    check_in_range("scale", scale, low=0.0)
-    made: Tensor = _Reverse.apply(x, scale)  # type: ignore[no-untyped-call]
-    return made
+    check_in_range("strength", strength, low=0.0, open_high=True)
+    fixed = x.detach()
+    return fixed + strength * (fixed - x)  # adds 0, whose gradient is -strength

@@ -53,7 +53,7 @@ def binomial_lower(
     Numerics:
         Quantiles of the beta distribution by SciPy, on the host: an accelerator is waited for. The
         two-sided interval of :func:`companion.trust.fairness.clopper_pearson` spends half of alpha
-        on an upper end that nobody needs here.
+        on an upper end that nobody needs here; both its ends are such bounds.
 
     References:
         Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404.

@@ -11,8 +11,9 @@ r"""How bias in vectors is measured, what removes it, and what only hides it.
   :func:`inlp` with :func:`logistic_probe`, :func:`balanced_accuracy`. Inside of a model:
   :func:`scrub`.
 * **While learning**: :func:`reweigh`, :func:`fair_logistic` with :func:`decision_covariance`,
-  :func:`reverse_gradient`, :func:`project_gradient`, :func:`exponentiated_gradient` with
-  :func:`moment_matrix`, :func:`logistic_learner`, :func:`game_gap`.
+  :func:`project_gradient` beside :func:`companion.knowledge.robustness.reverse_gradient`,
+  :func:`exponentiated_gradient` with :func:`moment_matrix`, :func:`logistic_learner`,
+  :func:`game_gap`.
 * **Texts**: :class:`SwapLexicon`, and while a model writes, :class:`SelfDebias` with
   :func:`self_debias_logits`.
 
@@ -64,7 +65,6 @@ from companion.trust.debiasing._training import (
     decision_covariance,
     fair_logistic,
     project_gradient,
-    reverse_gradient,
     reweigh,
 )
 
@@ -110,7 +110,6 @@ __all__ = [
     "permutation_test",
     "project_gradient",
     "relative_norm_distance",
-    "reverse_gradient",
     "reweigh",
     "scrub",
     "self_debias_logits",

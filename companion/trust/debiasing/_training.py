@@ -23,7 +23,6 @@ __all__ = [
     "decision_covariance",
     "fair_logistic",
     "project_gradient",
-    "reverse_gradient",
     "reweigh",
 ]
 
@@ -210,41 +209,6 @@ def fair_logistic(
     made = theta.to(wide(x[:0]).dtype)
     probe = LinearProbe(weight=made[:-1, None], bias=made[-1:])
     return FairLogistic(probe=probe, covariance=float(along @ theta), free=free)
-
-
-def reverse_gradient(x: Float[Tensor, "*shape"], *, strength: float) -> Float[Tensor, "*shape"]:
-    r"""Pass values on, and their gradients back with the opposite sign.
-
-    .. math:: R(x) = x,\qquad \frac{\partial R}{\partial x} = -\lambda I
-
-    Put it between an encoder and an adversary: the adversary then learns to find the group, and
-    the encoder to hide it, in one step of descent.
-
-    Args:
-        x: Any finite tensor.
-        strength: :math:`\lambda`, 0 or more. With 0 the adversary watches and nothing comes back.
-
-    Returns:
-        The values of x.
-
-    Raises:
-        ValueError: If the strength is below 0: two signs make an ally of the adversary.
-
-    References:
-        Ganin and Lempitsky 2015, arXiv:1409.7495.
-
-    Book: :doc:`/book/trust/debiasing`
-
-    Example:
-        >>> x = torch.ones(2, requires_grad=True)
-        >>> reverse_gradient(x, strength=0.5).sum().backward()
-        >>> x.grad
-        tensor([-0.5000, -0.5000])
-    """
-    check_floating("x", x)
-    check_in_range("strength", strength, low=0.0, open_high=True)
-    fixed = x.detach()
-    return fixed + strength * (fixed - x)  # adds 0, whose gradient is -strength
 
 
 def project_gradient(

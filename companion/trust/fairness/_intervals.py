@@ -13,6 +13,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from companion.core import can_read, check_count, check_in_range, check_same_shape
+from companion.knowledge.robustness import binomial_lower
 from companion.trust.fairness._cells import Cells
 
 __all__ = [
@@ -81,18 +82,10 @@ def clopper_pearson(
         >>> round(float(low), 2), round(float(high), 2)
         (0.38, 0.65)
     """
-    from scipy.special import betaincinv
-
     _check_trials(successes, trials, level)
-    x = successes.detach().cpu().double()
-    n = trials.detach().cpu().double()
-    tail = (1 - level) / 2
-    # The parameters must be above 0; the ends that they do not reach are set below.
-    lower = torch.as_tensor(betaincinv(x.clamp(min=1).numpy(), (n - x + 1).numpy(), tail))
-    upper = torch.as_tensor(betaincinv((x + 1).numpy(), (n - x).clamp(min=1).numpy(), 1 - tail))
-    lower = torch.where(x > 0, lower, torch.zeros_like(x)).to(successes.device)
-    upper = torch.where(x < n, upper, torch.ones_like(x)).to(successes.device)
-    return Interval(lower, upper)
+    alpha = (1 - level) / 2
+    lower = binomial_lower(successes, trials, alpha=alpha)
+    return Interval(lower, 1 - binomial_lower(trials - successes, trials, alpha=alpha))
 
 
 def _quantile(level: float) -> float:

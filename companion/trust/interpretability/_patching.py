@@ -97,7 +97,7 @@ def activation_patching(
 
     References:
         Vig et al. 2020, arXiv:2004.12265; Meng et al. 2022, arXiv:2202.05262. On the choice of
-        metric and direction: Zhang and Nanda 2024, arXiv:2309.16042.
+        metric and corruption: Zhang and Nanda 2024, arXiv:2309.16042.
 
     Book: :doc:`/book/trust/interpretability`
 
