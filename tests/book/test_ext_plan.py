@@ -1,5 +1,6 @@
 """The plan of the book, the table of contents, and the tables that refer to them agree."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
+from companion_book import courses, reference, tables  # noqa: E402
 from companion_book import plan as book_plan  # noqa: E402
-from companion_book import reference, tables  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,57 @@ def test_chapter_is_found_by_path_and_by_name(plan: book_plan.Plan) -> None:
     for name in ("cross_entropy", "foundations/cross_entropy", "/book/foundations/cross_entropy"):
         assert plan.find(name) is expected
     assert plan.find("no_such_chapter") is None
+
+
+@pytest.fixture(scope="module")
+def reading(plan: book_plan.Plan) -> dict[str, courses.Course]:
+    """The courses as the build reads them."""
+    return courses.load_courses(ROOT / "book" / "contents.yml", plan)
+
+
+def test_a_semester_has_every_chapter_once_in_order(
+    plan: book_plan.Plan, reading: dict[str, courses.Course]
+) -> None:
+    chapters = [page for week in reading["semester"].chapters for page in week]
+    assert chapters == list(plan.chapters.values())
+    assert len(reading["semester"].chapters) == 14
+
+
+def test_a_week_has_seven_days_and_ends_with_a_model_that_writes(
+    plan: book_plan.Plan, reading: dict[str, courses.Course]
+) -> None:
+    days = reading["week"].chapters
+    assert len(days) == 7
+    assert days[-1] == (plan.find("decoding"),)
+
+
+def test_an_evening_names_sections_that_are_there() -> None:
+    preface = (ROOT / "book/preface.md").read_text(encoding="utf-8")
+    evening = preface.split("**An evening, for an engineer.**")[1].split("\n\n")[0]
+    sections = [" ".join(name.split()) for name in re.findall(r"\*([^*]+)\*", evening)]
+    chapters = re.findall(r"\{doc\}`([a-z_/]+)`", evening)
+    assert len(sections) >= 4
+    headings = "".join(source(f"book/{name}").read_text(encoding="utf-8") for name in chapters)
+    for name in sections:
+        assert f"\n## {name}\n" in headings, name
+
+
+@pytest.mark.parametrize(
+    ("chapters", "told"),
+    [
+        ("[[language_models], [poetry]]", "no chapter poetry"),
+        ("[[language_models], [language_models]]", "language_models twice"),
+        ("[[language_models], [attention]]", "attention before embeddings"),
+        ("[[embeddings, language_models]]", "embeddings before language_models"),
+    ],
+)
+def test_a_course_that_cannot_be_followed_is_refused(
+    plan: book_plan.Plan, tmp_path: Path, chapters: str, told: str
+) -> None:
+    path = tmp_path / "contents.yml"
+    path.write_text(f"courses: {{x: {{sitting: Day, chapters: {chapters}}}}}", encoding="utf-8")
+    with pytest.raises(Exception, match=told):
+        courses.load_courses(path, plan)
 
 
 def test_homes_in_the_tables_are_planned(plan: book_plan.Plan) -> None:

@@ -4,6 +4,7 @@ It reads what the chapters' run left behind and never runs anything itself:
 
 - ``ledger`` joins displayed equations with the records of their verification;
 - ``plan`` numbers chapters by ``contents.yml`` and shows planned ones in the sidebar;
+- ``courses`` lists ways through the book, sitting by sitting;
 - ``facts`` and ``tables`` make the chapter header, the source map, the errata, the glossary, and
   the lists of tools and data;
 - ``reference`` documents the companion library from its docstrings;
@@ -36,6 +37,7 @@ from . import (
     assets,
     bibliography,
     chinese,
+    courses,
     facts,
     interactive,
     launch,
@@ -62,6 +64,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         assets,
         bibliography,
         plan,
+        courses,
         ledger,
         facts,
         questions,
