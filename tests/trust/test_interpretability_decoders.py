@@ -124,6 +124,30 @@ def test_tuning_lowers_the_divergence_and_leaves_the_model() -> None:
     assert all(p.grad is None for p in lens.parameters())
 
 
+def test_tuning_is_adam_on_the_divergence_with_a_falling_rate() -> None:
+    model = decoder(norm="rms", tied=False).requires_grad_(False)
+    h, final = draw(40, 12, seed=1), draw(40, 12, seed=2)
+    lens = Translator(12).double()
+    losses = tune_translator(
+        lens, model, h, final, steps=7, lr=0.02, generator=torch.Generator().manual_seed(3)
+    )
+    A = torch.zeros(12, 12, dtype=torch.float64, requires_grad=True)
+    b = torch.zeros(12, dtype=torch.float64, requires_grad=True)
+    rule, g = torch.optim.Adam([A, b], lr=0.02), torch.Generator().manual_seed(3)
+    for step in range(7):
+        rule.param_groups[0]["lr"] = 0.02 * (7 - step) / 7
+        some = torch.randint(40, (128,), generator=g)
+        p = lens_logits(model, final[some]).log_softmax(-1)
+        q = lens_logits(model, h[some] + h[some] @ A + b).log_softmax(-1)
+        loss = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
+        rule.zero_grad()
+        loss.backward()
+        rule.step()
+        assert abs(losses[step] - float(loss.detach())) < 1e-10
+    torch.testing.assert_close(lens.weight, A)
+    torch.testing.assert_close(lens.bias, b)
+
+
 @pytest.mark.usefixtures("own_checks")
 def test_a_lens_needs_a_final_norm() -> None:
     with torch.random.fork_rng(devices=[]):
@@ -134,6 +158,19 @@ def test_a_lens_needs_a_final_norm() -> None:
         )
     with pytest.raises(ValueError, match="no final norm"):
         lens_logits(post, torch.ones(1, 6))
+    with pytest.raises(ValueError, match="no final norm"):
+        logit_lens(post, torch.tensor([[1, 2]]))
+    with pytest.raises(ValueError, match="no final norm"):
+        direct_logits(post, torch.tensor([[1, 2]]), token=torch.ones(1).long(), other=IDS[:1, 0])
+    with pytest.raises(ValueError, match="no final norm"):
+        tune_translator(
+            Translator(6),
+            post,
+            torch.ones(2, 6),
+            torch.ones(2, 6),
+            steps=1,
+            generator=torch.Generator(),
+        )
     model = decoder()
     with pytest.raises(ValueError, match="12 wide"):
         lens_logits(model, draw(2, 11))

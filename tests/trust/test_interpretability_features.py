@@ -77,6 +77,33 @@ def test_training_finds_directions_that_are_there() -> None:
     assert report.explained > 0.9
 
 
+@pytest.mark.parametrize("penalty", [0.0, 0.7])
+def test_training_is_adam_with_a_falling_rate_and_unit_rows(penalty: float) -> None:
+    sae, x = autoencoder(), draw(40, 5, seed=1) + 2
+    parts = [p.detach().clone() for p in (sae.encoder, sae.encoder_bias, sae.center, sae.decoder)]
+    losses = train_autoencoder(
+        sae, x, steps=7, penalty=penalty, lr=0.02, batch_size=13, generator=seeded(6)
+    )
+    W_e, b_e, b_d, W_d = (p.requires_grad_() for p in parts)
+    rule, g = torch.optim.Adam([W_e, b_e, b_d, W_d], lr=0.02), seeded(6)
+    with torch.no_grad():
+        b_d.copy_(x.mean(0))
+    for step in range(7):
+        rule.param_groups[0]["lr"] = 0.02 * (7 - step) / 7
+        some = x[torch.randint(40, (13,), generator=g)]
+        f = ((some - b_d) @ W_e + b_e).clamp(min=0)
+        loss = ((some - f @ W_d - b_d) ** 2).sum() / 13 + penalty * f.abs().sum() / 13
+        rule.zero_grad()
+        loss.backward()
+        rule.step()
+        with torch.no_grad():
+            W_d.div_(W_d.norm(dim=1, keepdim=True))
+        assert abs(losses[step] - float(loss.detach())) < 1e-10
+    learned = (sae.encoder, sae.encoder_bias, sae.center, sae.decoder)
+    for ours, theirs in zip(learned, parts, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_random_directions_stay() -> None:
     sae = autoencoder(3)
     rows = sae.decoder.detach().clone()
@@ -208,6 +235,17 @@ def test_erasure_of_a_bag_of_words_is_known() -> None:
         other = erasure(bag, torch.tensor(order).float(), ratios=(0.2, 0.4))
         assert bool((other.comprehensiveness <= want[1:3] + 1e-12).all())
         assert bool((other.sufficiency >= 4.6 - want[1:3] - 1e-12).all())
+
+
+def test_equal_scores_are_taken_in_the_order_of_the_inputs() -> None:
+    n = 101
+    one_each = 2.0 ** -torch.arange(n).double()  # the sum tells which ones were taken
+    made = erasure(lambda keep: keep.double() @ one_each, torch.zeros(n), ratios=(0.1,))
+    assert float(made.comprehensiveness) == float(one_each[:10].sum())
+    # At least one input is taken, unless none is asked for; halves are rounded to even numbers.
+    few = erasure(bag, C, ratios=(0.01, 0.0, 0.5))
+    torch.testing.assert_close(few.comprehensiveness, torch.tensor([3.0, 0.0, 5.0]).double())
+    torch.testing.assert_close(few.ratios, torch.tensor([0.01, 0.0, 0.5]).double())
 
 
 def test_random_erasure_is_the_mean_of_all_orders() -> None:
