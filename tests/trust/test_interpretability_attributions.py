@@ -196,6 +196,7 @@ def test_a_constant_gets_nothing() -> None:
         ({"tolerance": 0.0}, ValueError, "tolerance must lie"),
         ({"tolerance": 1e-12, "most": 30}, RuntimeError, "allow more gradients than 30"),
         ({"steps": 2, "batch_size": 0}, ValueError, "batch_size"),
+        ({"tolerance": 0.1, "most": 4}, ValueError, "most must be 5 or more"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict, error: type, said: str) -> None:
@@ -213,6 +214,10 @@ def test_wrong_inputs_are_refused() -> None:
         saliency(smooth, torch.ones(2, 5).long())
     with pytest.raises(ValueError, match="x"):
         integrated_gradients(smooth, torch.full((5,), torch.nan), steps=2)
+    with pytest.raises(ValueError, match="baseline"):
+        integrated_gradients(smooth, draw(5), torch.tensor(torch.inf), steps=2)
+    with pytest.raises(RuntimeError, match="not finite"):
+        integrated_gradients(lambda p: p.sum(1).log(), draw(5), -draw(5), tolerance=0.1)
 
 
 def brute(worth: Tensor, n: int) -> Tensor:
@@ -333,6 +338,9 @@ def test_relevance_is_captums(bias: bool) -> None:
     # Captum writes its hooks into the layers, so it gets a copy of them.
     theirs = ca.LRP(network(bias)).attribute(x.clone().requires_grad_(), target=1)
     torch.testing.assert_close(ours[0], theirs.detach(), rtol=1e-6, atol=1e-7)
+    assert len(ours) == 3
+    torch.testing.assert_close(ours[2], layer_relevance(net[2:], net[:2](x).detach(), asked)[0])
+    assert torch.equal(ours[1], ours[2])  # a ReLU hands on what it gets
     if not bias:
         times = gradient_times_input(lambda p: net(p)[:, 1], x)
         torch.testing.assert_close(ours[0], times, rtol=1e-6, atol=1e-7)
@@ -355,6 +363,10 @@ def test_relevance_by_hand() -> None:
         layer.weight[0] = torch.tensor([1.0, -1.0])
     zero = layer_relevance([layer], torch.ones(1, 2).double(), torch.ones(1, 3).double(), eps=eps)
     torch.testing.assert_close(zero[0], torch.tensor([[4.0, -4.0]]).double())
+    # In half precision epsilon is not lost: nothing is divided by 0.
+    half = layer_relevance([layer.half()], torch.ones(1, 2).half(), torch.ones(1, 3).half())[0]
+    assert half.dtype == torch.float16
+    assert not half.isnan().any()
 
 
 def test_epsilon_takes_relevance_away() -> None:
@@ -369,3 +381,5 @@ def test_epsilon_takes_relevance_away() -> None:
         layer_relevance(net, x, out, eps=0.0)
     with pytest.raises(ValueError, match="relevance"):
         layer_relevance(net, x, out[:, :2])
+    with pytest.raises(ValueError, match="the input of layer 1"):
+        layer_relevance(net, x[:, :4], out)

@@ -280,8 +280,23 @@ def test_heads_and_positions_of_a_decoder_are_patched() -> None:
         torch.testing.assert_close(guess.patched[1, 2] - guess.corrupt, slope, rtol=1e-2, atol=1e-5)
 
 
+class Pairs(HasSites):
+    """Two pieces of six components."""
+
+    sites = ("pieces",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.site("pieces", x.repeat(1, 12)[:, :12].view(-1, 2, 6)).square().sum()
+
+
+class Both(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return self[0](x) + self[1](x)
+
+
 def test_patching_refuses_what_does_not_fit() -> None:
     model, x = Sums(), draw(1, 5)
+    pair = Both(Sums(), Pairs())
     for call, said in (
         (lambda f: f(model, model, x, draw(2, 5), sites=["pieces"]), "clean"),
         (lambda f: f(model, lambda x: x, x, x, sites=["pieces"]), "one number"),
@@ -289,6 +304,7 @@ def test_patching_refuses_what_does_not_fit() -> None:
         (lambda f: f(model, model, x, x, sites=["pieces", "pieces"]), "each once"),
         (lambda f: f(model, model, x, x, sites=["*"]), "name each site in full"),
         (lambda f: f(model, model, x, x, sites=["absent"]), "there is no site"),
+        (lambda f: f(pair, pair, x, x, sites=["0.pieces", "1.pieces"]), "one size of axis 1"),
     ):
         for f in (activation_patching, attribution_patching):
             with pytest.raises(ValueError, match=said):

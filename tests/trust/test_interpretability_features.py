@@ -169,6 +169,9 @@ def test_control_labels_belong_to_types() -> None:
     for kind in range(40):
         assert len(control[types == kind].unique()) == 1
     assert not torch.equal(control, labels)
+    again = [control_labels(types, labels, generator=seeded(seed)) for seed in (1, 7)]
+    assert torch.equal(again[0], control)
+    assert not torch.equal(again[1], control)
     many = control_labels(torch.arange(4000), labels, generator=seeded(2))
     assert abs(float(many.double().mean()) - 0.1) < 4 * math.sqrt(0.09 / 4000)
 
@@ -185,6 +188,8 @@ def test_the_control_is_another_task_than_the_true_one() -> None:
     assert told.selectivity == told.accuracy - told.control
     with pytest.raises(ValueError, match="both True and False"):
         probe_selectivity(h, labels, control, held_out=held_out & False, l2=1e-3)
+    with pytest.raises(ValueError, match="features"):
+        probe_selectivity(h[1:], labels, control, held_out=held_out, l2=1e-3)
 
 
 def test_classes_that_training_lacks_are_mistakes() -> None:
@@ -262,6 +267,23 @@ def test_erasure_refuses_what_does_not_fit() -> None:
         erasure(bag, torch.full((5,), torch.nan))
     with pytest.raises(ValueError, match="what value returns"):
         erasure(lambda keep: keep.double(), C)
+
+
+def test_labels_must_be_classes() -> None:
+    h, y = draw(5, 2), torch.tensor([0, 2, 1, 0, 1])
+    for labels in (y, y - 1):
+        with pytest.raises(ValueError, match="labels must be from 0 to 1"):
+            online_code_length(h, labels, cuts=(2,), l2=0.1, classes=2)
+    with pytest.raises(ValueError, match="tokens must be 1 or more"):
+        online_code_length(h[:0], y[:0], cuts=(2,), l2=0.1)
+
+
+def test_ranks_of_what_is_not_finite() -> None:
+    x = torch.tensor([1.0, torch.inf, torch.inf, -torch.inf])
+    y = torch.tensor([1.0, 2.0, 3.0, 0.0])
+    want = scipy.stats.kendalltau([1, 9, 9, -9], y).statistic
+    assert abs(float(kendall_tau(x, y)) - want) < 1e-12
+    assert bool(kendall_tau(y, torch.tensor([1.0, torch.nan, 2.0, 0.0])).isnan())
 
 
 @given(
