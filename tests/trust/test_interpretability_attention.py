@@ -112,6 +112,7 @@ def test_norms_are_those_of_the_vectors_that_a_layer_adds(kv_heads: int) -> None
     vectors = torch.einsum("bhij,bhjv,hvd->bhijd", a, shared, W)
     torch.testing.assert_close(vectors.sum((1, 3)), out)
     torch.testing.assert_close(value_norms(a, v, W), vectors.norm(dim=-1))
+    torch.testing.assert_close(value_norms(a[1], v[1], W), vectors[1].norm(dim=-1))
     torch.testing.assert_close(value_norms(a, v, W, join=True), vectors.sum(1).norm(dim=-1))
 
 

@@ -188,8 +188,13 @@ def test_the_control_is_another_task_than_the_true_one() -> None:
     assert told.selectivity == told.accuracy - told.control
     with pytest.raises(ValueError, match="both True and False"):
         probe_selectivity(h, labels, control, held_out=held_out & False, l2=1e-3)
-    with pytest.raises(ValueError, match="features"):
-        probe_selectivity(h[1:], labels, control, held_out=held_out, l2=1e-3)
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_a_probe_needs_a_label_for_each_row() -> None:
+    y = torch.arange(6) % 2
+    with pytest.raises(ValueError, match="features must have shape"):
+        probe_selectivity(draw(5, 3), y, y, held_out=y == 1, l2=0.1)
 
 
 def test_classes_that_training_lacks_are_mistakes() -> None:
@@ -200,20 +205,24 @@ def test_classes_that_training_lacks_are_mistakes() -> None:
     assert told.control == 1.0
 
 
-def test_the_code_by_hand() -> None:
+@pytest.mark.parametrize("cuts", [(4, 11), (1, 9)])
+def test_the_code_by_hand(cuts: tuple[int, int]) -> None:
     h, y = draw(23, 3), torch.randint(3, (23,), generator=seeded(5))
-    length = 4 * math.log(3)
-    for start, end in ((4, 11), (11, 23)):
+    length = cuts[0] * math.log(3)
+    for start, end in (cuts, (cuts[1], 23)):
         names = y[:start].unique().tolist()
-        probe = linear_probe(
-            h[:start], torch.tensor([names.index(int(k)) for k in y[:start]]), l2=0.1
-        )
+        known = torch.tensor([names.index(int(k)) for k in y[:start]])
+        probe = linear_probe(h[:start], known, l2=0.1) if len(names) > 1 else None
         for i in range(start, end):
-            p = probe(h[i : i + 1]).softmax(-1)[0]
-            mine = float(p[names.index(int(y[i]))]) if int(y[i]) in names else 0.0
+            p = [1.0] if probe is None else probe(h[i : i + 1]).softmax(-1)[0].tolist()
+            mine = p[names.index(int(y[i]))] if int(y[i]) in names else 0.0
             length -= math.log((start * mine + 1) / (start + 3))
-    found = online_code_length(h, y, cuts=(4, 11), l2=0.1, classes=3)
+    found = online_code_length(h, y, cuts=cuts, l2=0.1, classes=3)
     assert abs(found - length) < 1e-9
+
+
+def test_a_code_is_short_where_features_tell_and_its_cuts_ascend() -> None:
+    h, y = draw(23, 3), torch.randint(3, (23,), generator=seeded(5))
     told = online_code_length(
         10 * draw(200, 1), (draw(200, 1)[:, 0] > 0).long(), cuts=(20,), l2=1e-3
     )
