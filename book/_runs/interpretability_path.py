@@ -38,7 +38,7 @@ def estimates(model: Any, g: torch.Generator, batch: int) -> dict[str, Any]:
     rows = torch.arange(batch)
 
     def metric(ids: Tensor) -> Tensor:
-        logits = model(ids, last=1)[:, 0]
+        logits: Tensor = model(ids, last=1)[:, 0]
         return (logits[rows, right] - logits[rows, wrong]).mean()
 
     sites = [f"blocks.{layer}.attention.heads" for layer in range(len(model.blocks))]

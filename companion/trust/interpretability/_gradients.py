@@ -356,7 +356,8 @@ def layer_relevance(
     check_in_range("eps", eps, low=0.0, open_low=True, open_high=True)
     parts = list(layers)
     check_count("layers", len(parts))
-    inputs, h = [], x.detach()
+    inputs: list[Tensor] = []
+    h = x.detach()
     with torch.no_grad():
         for part in parts:
             if not isinstance(part, nn.Linear | nn.ReLU):

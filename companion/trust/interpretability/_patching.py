@@ -201,7 +201,8 @@ def attribution_patching(
             places, weights = gauss_legendre(steps)
             for place, weight in zip(places.tolist(), weights.tolist(), strict=True):
                 between = torch.lerp(own[along].detach(), held[along], place)
-                start = {**dict.fromkeys(sites, _with_gradient), along: _Put(between)}
+                start: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(sites, _with_gradient)
+                start[along] = _Put(between)
                 with watch(model, read=sites, replace=start) as seen:
                     told = _number(metric(corrupt))
                 there = _slopes(told, [seen[site] for site in sites], sites)
