@@ -346,12 +346,12 @@ def test_heads_and_positions_of_a_decoder_are_patched() -> None:
 
 
 class Pairs(HasSites):
-    """Two pieces of six components."""
+    """Two pieces of four components."""
 
     sites = ("pieces",)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.site("pieces", x.repeat(1, 12)[:, :12].view(-1, 2, 6)).square().sum()
+        return self.site("pieces", x.repeat(1, 2)[:, :8].view(-1, 2, 4)).square().sum()
 
 
 class Both(nn.Sequential):
