@@ -36,6 +36,7 @@ _PACKAGES = (
     "generation",
     "knowledge",
     "trust",
+    "frontiers",
     "command",
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "data",
     "efficiency",
     "foundations",
+    "frontiers",
     "generate",
     "generation",
     "knowledge",

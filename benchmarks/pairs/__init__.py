@@ -17,6 +17,7 @@ from benchmarks.pairs import (
     norms,
     optimizers,
     quantized,
+    rewards,
     robustness,
     tagging,
     tokenization,
@@ -47,6 +48,7 @@ PAIRS: dict[str, Pair] = {
         graphs,
         robustness,
         multimodal,
+        rewards,
     )
     for pair in module.pairs()
 }

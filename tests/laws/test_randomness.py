@@ -476,6 +476,17 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
         ),
         IDS,
     ),
+    "write_samples": lambda f, g: {
+        "answers": f(
+            a_decoder(),
+            [IDS[0, :3] % 11],
+            group=3,
+            tokens=4,
+            stop=[0],
+            temperature=20.0,
+            generator=g,
+        ).answers()
+    },
 }
 
 #: Functions of which what they draw does not show in the result, and why.

@@ -31,6 +31,7 @@ from companion.foundations.cross_entropy import (
     softmax_jacobian,
 )
 from companion.foundations.language_models import BPE
+from companion.frontiers.reinforcement import ppo_loss
 from companion.knowledge import robustness
 from companion.pretraining import autoregressive
 from companion.transformer import block, cost, positions
@@ -299,6 +300,19 @@ def test_temperature_is_the_softmax_of_the_library(opened: Opened, position: flo
     entropy(softmax(logits, temperature=heat)).backward()
     close(shown["slope"], heat.grad)
     assert f"Entropy {shown['H']:.3f}" in opened.said
+
+
+@on("clipping")
+@pytest.mark.parametrize("bound", [None, 2.0])
+def test_clipping_is_the_loss_of_the_library(opened: Opened, bound: float | None) -> None:
+    for advantage, ratio in ((-1.0, 1.5), (-1.5, 0.5), (1.0, 1.5), (0.75, 0.9), (-1.0, 3.0)):
+        opened.set(A=advantage, rho=ratio, eps=0.2, c=5.1 if bound is None else bound)
+        leaf = tensor([[ratio]]).log().requires_grad_()
+        old, yes = torch.zeros_like(leaf), torch.ones(1, 1, dtype=torch.bool)
+        loss = ppo_loss(leaf, old, tensor([[advantage]]), yes, clip=0.2, dual_clip=bound)
+        (slope,) = torch.autograd.grad(loss, leaf)
+        close(opened.shown["value"], -loss.detach())
+        close(opened.shown["slope"], -slope.squeeze())
 
 
 @on("saturation")

@@ -76,10 +76,17 @@ def test_flow_is_networkx_and_at_least_rollout(layers: int) -> None:
     F = attention_flow(weights)
     for i, j in itertools.product(range(n), range(n)):
         want = nx.maximum_flow_value(graph, (layers, i), (0, j))
-        assert abs(float(F[i, j]) - want) <= n * layers * 2.0**-30
+        # Pipes are rounded down, so a flow may be too small, and is never too large.
+        assert -1e-14 <= want - float(F[i, j]) <= n * layers * 2.0**-30
     assert bool((rollout(weights) - 1e-8 <= F).all())
     if layers == 1:
         torch.testing.assert_close(F, rollout(weights), rtol=0, atol=1e-8)
+
+
+def test_pipes_that_hold_everything_hold_everything() -> None:
+    cycle = torch.eye(3).roll(1, 0)[None, None]
+    F = attention_flow(cycle.repeat(2, 1, 1, 1), residual=0.0)
+    assert torch.equal(F, (cycle[0, 0] @ cycle[0, 0]).double())
 
 
 def test_flow_equals_the_smallest_cut() -> None:
@@ -105,6 +112,7 @@ def test_norms_are_those_of_the_vectors_that_a_layer_adds(kv_heads: int) -> None
     vectors = torch.einsum("bhij,bhjv,hvd->bhijd", a, shared, W)
     torch.testing.assert_close(vectors.sum((1, 3)), out)
     torch.testing.assert_close(value_norms(a, v, W), vectors.norm(dim=-1))
+    torch.testing.assert_close(value_norms(a[1], v[1], W), vectors[1].norm(dim=-1))
     torch.testing.assert_close(value_norms(a, v, W, join=True), vectors.sum(1).norm(dim=-1))
 
 
@@ -139,6 +147,18 @@ def test_other_weights_are_distributions_with_the_same_output() -> None:
 def test_nothing_can_be_chosen_in_a_short_text() -> None:
     A, V = draw(5, 4).softmax(-1), draw(4, 3)
     assert torch.equal(alternative_attention(A, V), A)
+    assert alternative_attention(draw(0, 9), draw(9, 2)).shape == (0, 9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rows_of_less_precision_are_distributions_too(dtype: torch.dtype) -> None:
+    A, V = draw(50, 13).softmax(-1).to(dtype), draw(13, 3, seed=1).to(dtype)
+    other = alternative_attention(A, V.requires_grad_())
+    assert other.dtype == torch.float64
+    assert not other.requires_grad
+    torch.testing.assert_close(other @ V.detach().double(), A.double() @ V.detach().double())
+    with pytest.raises(ValueError, match="distribution"):
+        alternative_attention(0.97 * A, V)
 
 
 @pytest.mark.usefixtures("own_checks")
@@ -152,6 +172,13 @@ def test_nothing_can_be_chosen_in_a_short_text() -> None:
         (lambda: mixed_with_residual(torch.ones(2, 3, 3).long()), "weights"),
         (lambda: attention_flow(torch.full((1, 1, 2, 2), torch.nan)), "weights"),
         (lambda: attention_flow(torch.ones(2, 1, 1, 3, 3)), r"\(layers, heads, n, n\)"),
+        (lambda: attention_flow(-torch.ones(1, 1, 2, 2)), "weights must be 0 or more"),
+        (
+            lambda: value_norms(
+                torch.ones(2, 4, 2, 2), torch.ones(3, 4, 2, 5), torch.ones(4, 5, 6)
+            ),
+            r"values must be \(2, kv_heads, 2, 5\)",
+        ),
         (
             lambda: value_norms(torch.ones(4, 2, 2), torch.ones(3, 2, 5), torch.ones(4, 5, 6)),
             "do not divide",

@@ -55,6 +55,17 @@ def test_gradients_are_captums() -> None:
     assert not x.requires_grad
 
 
+def test_gradient_times_input_counts_from_the_baseline() -> None:
+    x, base = draw(3, 5), draw(5, seed=1)
+    free = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(smooth(free).sum(), free)
+    made = gradient_times_input(smooth, x, baseline=base)
+    torch.testing.assert_close(made, (x - base) * slope)
+    # For a linear function it is exact.
+    line = gradient_times_input(lambda p: p @ MIX[:, 0], x, baseline=base)
+    torch.testing.assert_close(line.sum(1), (x - base) @ MIX[:, 0])
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_integrated_gradients_are_captums(steps: int) -> None:
     x, base = draw(3, 5, seed=1), draw(3, 5, seed=2)
@@ -69,7 +80,7 @@ def test_integrated_gradients_are_captums(steps: int) -> None:
 
 
 def test_weights_of_the_rule_sum_to_one() -> None:
-    # Captum's trapezoid gives 1.5 here.
+    # Captum's trapezoid gives 1.5 with two steps.
     for steps in (1, 2, 5, 50):
         made = integrated_gradients(lambda x: 3 * x[:, 0], torch.ones(1).double(), steps=steps)
         torch.testing.assert_close(made.values, torch.tensor([3.0]).double())
@@ -125,6 +136,41 @@ def test_exchanged_ends_change_the_sign_and_nothing_is_changed() -> None:
     torch.testing.assert_close(some.values, there.values)
 
 
+@pytest.mark.parametrize("options", [{"steps": 7}, {"tolerance": 1e-6, "nodes": 3}])
+def test_the_gradients_that_are_said_are_the_gradients_that_are_taken(options: dict) -> None:
+    taken, largest = 0, 0
+
+    def counted(points: Tensor) -> Tensor:
+        nonlocal taken, largest
+        taken += len(points) if points.requires_grad else 0
+        largest = max(largest, len(points))
+        return smooth(points)
+
+    found = integrated_gradients(counted, 3 * draw(5), draw(5, seed=1), batch_size=4, **options)
+    assert found.gradients == taken
+    assert largest <= 4
+
+
+def test_the_limit_of_gradients_is_kept() -> None:
+    def wild(x: Tensor) -> Tensor:
+        return (30 * x[:, 0]).sin()
+
+    x = torch.ones(1).double()
+    used = integrated_gradients(wild, x, tolerance=1e-6).gradients
+    assert integrated_gradients(wild, x, tolerance=1e-6, most=used).gradients == used
+    with pytest.raises(RuntimeError, match=f"allow more gradients than {used - 1}"):
+        integrated_gradients(wild, x, tolerance=1e-6, most=used - 1)
+
+
+def test_small_floats_are_added_up_in_large_ones() -> None:
+    x = torch.full((3,), 1.0, dtype=torch.bfloat16)
+    made = integrated_gradients(lambda p: 3.0 * p.float().square().sum(1), x, steps=9)
+    assert made.values.dtype == torch.bfloat16
+    torch.testing.assert_close(made.values, torch.full_like(x, 3.0))
+    # Places and slopes are rounded by up to 2^-9 of themselves each; they add up to 9.
+    assert abs(made.error) < 9 * 2.0**-8
+
+
 def test_parameters_get_no_gradient() -> None:
     net = nn.Linear(5, 1).double()
     integrated_gradients(lambda x: net(x)[:, 0], draw(5), steps=3)
@@ -150,6 +196,7 @@ def test_a_constant_gets_nothing() -> None:
         ({"tolerance": 0.0}, ValueError, "tolerance must lie"),
         ({"tolerance": 1e-12, "most": 30}, RuntimeError, "allow more gradients than 30"),
         ({"steps": 2, "batch_size": 0}, ValueError, "batch_size"),
+        ({"tolerance": 0.1, "most": 4}, ValueError, "most must be 5 or more"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict, error: type, said: str) -> None:
@@ -167,6 +214,10 @@ def test_wrong_inputs_are_refused() -> None:
         saliency(smooth, torch.ones(2, 5).long())
     with pytest.raises(ValueError, match="x"):
         integrated_gradients(smooth, torch.full((5,), torch.nan), steps=2)
+    with pytest.raises(ValueError, match="baseline"):
+        integrated_gradients(smooth, draw(5), torch.tensor(torch.inf), steps=2)
+    with pytest.raises(RuntimeError, match="not finite"):
+        integrated_gradients(lambda p: p.sum(1).log(), draw(5), -draw(5), tolerance=0.1)
 
 
 def brute(worth: Tensor, n: int) -> Tensor:
@@ -287,11 +338,35 @@ def test_relevance_is_captums(bias: bool) -> None:
     # Captum writes its hooks into the layers, so it gets a copy of them.
     theirs = ca.LRP(network(bias)).attribute(x.clone().requires_grad_(), target=1)
     torch.testing.assert_close(ours[0], theirs.detach(), rtol=1e-6, atol=1e-7)
+    assert len(ours) == 3
+    torch.testing.assert_close(ours[2], layer_relevance(net[2:], net[:2](x).detach(), asked)[0])
+    assert torch.equal(ours[1], ours[2])  # a ReLU hands on what it gets
     if not bias:
         times = gradient_times_input(lambda p: net(p)[:, 1], x)
         torch.testing.assert_close(ours[0], times, rtol=1e-6, atol=1e-7)
         for R in ours:
             torch.testing.assert_close(R.sum(1), out[:, 1], rtol=1e-6, atol=1e-7)
+
+
+def test_relevance_by_hand() -> None:
+    layer = nn.Linear(2, 3).double()
+    x, R, eps = draw(1, 2), draw(1, 3, seed=1), 0.25
+    W, b = layer.weight.detach(), layer.bias.detach()
+    want = torch.zeros(2).double()
+    for j, k in itertools.product(range(2), range(3)):
+        z = float(x[0] @ W[k] + b[k])
+        want[j] += x[0, j] * W[k, j] / (z + math.copysign(eps, z)) * R[0, k]
+    torch.testing.assert_close(layer_relevance([layer], x, R, eps=eps)[0][0], want)
+    with torch.no_grad():  # an output of zero counts as positive
+        layer.weight.zero_()
+        layer.bias.zero_()
+        layer.weight[0] = torch.tensor([1.0, -1.0])
+    zero = layer_relevance([layer], torch.ones(1, 2).double(), torch.ones(1, 3).double(), eps=eps)
+    torch.testing.assert_close(zero[0], torch.tensor([[4.0, -4.0]]).double())
+    # In half precision epsilon is not lost: nothing is divided by 0.
+    half = layer_relevance([layer.half()], torch.ones(1, 2).half(), torch.ones(1, 3).half())[0]
+    assert half.dtype == torch.float16
+    assert not half.isnan().any()
 
 
 def test_epsilon_takes_relevance_away() -> None:
@@ -306,3 +381,5 @@ def test_epsilon_takes_relevance_away() -> None:
         layer_relevance(net, x, out, eps=0.0)
     with pytest.raises(ValueError, match="relevance"):
         layer_relevance(net, x, out[:, :2])
+    with pytest.raises(ValueError, match="the input of layer 1"):
+        layer_relevance(net, x[:, :4], out)

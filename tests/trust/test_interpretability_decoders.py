@@ -124,6 +124,30 @@ def test_tuning_lowers_the_divergence_and_leaves_the_model() -> None:
     assert all(p.grad is None for p in lens.parameters())
 
 
+def test_tuning_is_adam_on_the_divergence_with_a_falling_rate() -> None:
+    model = decoder(norm="rms", tied=False).requires_grad_(False)
+    h, final = draw(40, 12, seed=1), draw(40, 12, seed=2)
+    lens = Translator(12).double()
+    losses = tune_translator(
+        lens, model, h, final, steps=7, lr=0.02, generator=torch.Generator().manual_seed(3)
+    )
+    A = torch.zeros(12, 12, dtype=torch.float64, requires_grad=True)
+    b = torch.zeros(12, dtype=torch.float64, requires_grad=True)
+    rule, g = torch.optim.Adam([A, b], lr=0.02), torch.Generator().manual_seed(3)
+    for step in range(7):
+        rule.param_groups[0]["lr"] = 0.02 * (7 - step) / 7
+        some = torch.randint(40, (128,), generator=g)
+        p = lens_logits(model, final[some]).log_softmax(-1)
+        q = lens_logits(model, h[some] + h[some] @ A + b).log_softmax(-1)
+        loss = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
+        rule.zero_grad()
+        loss.backward()
+        rule.step()
+        assert abs(losses[step] - float(loss.detach())) < 1e-10
+    torch.testing.assert_close(lens.weight, A)
+    torch.testing.assert_close(lens.bias, b)
+
+
 @pytest.mark.usefixtures("own_checks")
 def test_a_lens_needs_a_final_norm() -> None:
     with torch.random.fork_rng(devices=[]):
@@ -134,6 +158,19 @@ def test_a_lens_needs_a_final_norm() -> None:
         )
     with pytest.raises(ValueError, match="no final norm"):
         lens_logits(post, torch.ones(1, 6))
+    with pytest.raises(ValueError, match="no final norm"):
+        logit_lens(post, torch.tensor([[1, 2]]))
+    with pytest.raises(ValueError, match="no final norm"):
+        direct_logits(post, torch.tensor([[1, 2]]), token=torch.ones(1).long(), other=IDS[:1, 0])
+    with pytest.raises(ValueError, match="no final norm"):
+        tune_translator(
+            Translator(6),
+            post,
+            torch.ones(2, 6),
+            torch.ones(2, 6),
+            steps=1,
+            generator=torch.Generator(),
+        )
     model = decoder()
     with pytest.raises(ValueError, match="12 wide"):
         lens_logits(model, draw(2, 11))
@@ -202,6 +239,71 @@ def test_the_estimate_is_the_slope(frozen: bool) -> None:
     assert abs(float(made.patched[0, 2] - exact.patched[0, 2])) > 1e-3
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_along_a_way_the_gradient_is_a_mean(frozen: bool) -> None:
+    model, clean, corrupt = Sums(), draw(1, 5, seed=1), draw(1, 5, seed=2)
+    model.requires_grad_(not frozen)
+    made = attribution_patching(
+        model, model, clean, corrupt, sites=["pieces"], along="pieces", steps=1
+    )
+    c, r = ((x @ model.way.detach()).view(3, 4) for x in (clean, corrupt))
+    # The metric is of degree two, so that its mean gradient is the one in the middle.
+    d, mid = c - r, (c + r) / 2
+    want = torch.stack(
+        [d[0].sum() * mid[1].sum(), d[1].sum() * mid[0].sum(), 2 * (d[2] * mid[2]).sum()]
+    )
+    torch.testing.assert_close(made.patched[0] - made.corrupt, want)
+    torch.testing.assert_close(made.effect.sum(), torch.tensor(1.0).double())
+    assert model.way.grad is None
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_heads_along_the_embeddings_of_a_decoder(frozen: bool) -> None:
+    model = decoder().requires_grad_(not frozen)
+    clean, corrupt = IDS[:1], torch.tensor([[3, 2, 1, 9, 4]])
+
+    def metric(ids: Tensor) -> Tensor:
+        z = model(ids)[:, -1]
+        return (z[:, 6] - z[:, 2]).mean()
+
+    made = attribution_patching(
+        model, metric, clean, corrupt, sites=["embedded"], along="embedded", steps=24
+    )
+    assert abs(float(made.effect.sum()) - 1) < 1e-6
+    assert float(made.effect[0, [0, 2, 3, 4]].abs().max()) == 0  # only one token differs
+    # Heads, against slopes by finite differences at each point of the way.
+    sites = ["blocks.0.attention.heads", "blocks.2.attention.heads"]
+    with torch.no_grad():
+        with watch(model, read=["embedded", *sites]) as seen:
+            metric(clean)
+        there = {name: seen[name] for name in seen}
+        with watch(model, read=["embedded", *sites]) as seen:
+            low = metric(corrupt)
+        here = {name: seen[name] for name in seen}
+    guess = attribution_patching(
+        model, metric, clean, corrupt, sites=sites, along="embedded", steps=2
+    )
+    assert guess.patched.shape == (2, 3)
+    want = 0.0
+    for place in (0.5 - 12**-0.5, 0.5 + 12**-0.5):  # two points of Gauss and Legendre
+        between = here["embedded"] + place * (there["embedded"] - here["embedded"])
+        ends = []
+        for step in (1e-5, -1e-5):
+
+            def change(h: Tensor, step: float = step) -> Tensor:
+                made = h.clone()
+                made[:, 1] += step * (there[sites[0]] - here[sites[0]])[:, 1]
+                return made
+
+            def put(h: Tensor, between: Tensor = between) -> Tensor:
+                return between
+
+            with torch.no_grad(), watch(model, replace={"embedded": put, sites[0]: change}):
+                ends.append(float(metric(corrupt)))
+        want += (ends[0] - ends[1]) / 2e-5 / 2
+    assert abs(float(guess.patched[0, 1] - low) - want) < 1e-7 * max(1, abs(want))
+
+
 def test_heads_and_positions_of_a_decoder_are_patched() -> None:
     model = decoder()
     clean, corrupt = IDS[:1], torch.tensor([[3, 2, 1, 9, 4]])
@@ -243,8 +345,23 @@ def test_heads_and_positions_of_a_decoder_are_patched() -> None:
         torch.testing.assert_close(guess.patched[1, 2] - guess.corrupt, slope, rtol=1e-2, atol=1e-5)
 
 
+class Pairs(HasSites):
+    """Two pieces of four components."""
+
+    sites = ("pieces",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.site("pieces", x.repeat(1, 2)[:, :8].view(-1, 2, 4)).square().sum()
+
+
+class Both(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return self[0](x) + self[1](x)
+
+
 def test_patching_refuses_what_does_not_fit() -> None:
     model, x = Sums(), draw(1, 5)
+    pair = Both(Sums(), Pairs())
     for call, said in (
         (lambda f: f(model, model, x, draw(2, 5), sites=["pieces"]), "clean"),
         (lambda f: f(model, lambda x: x, x, x, sites=["pieces"]), "one number"),
@@ -252,6 +369,7 @@ def test_patching_refuses_what_does_not_fit() -> None:
         (lambda f: f(model, model, x, x, sites=["pieces", "pieces"]), "each once"),
         (lambda f: f(model, model, x, x, sites=["*"]), "name each site in full"),
         (lambda f: f(model, model, x, x, sites=["absent"]), "there is no site"),
+        (lambda f: f(pair, pair, x, x, sites=["0.pieces", "1.pieces"]), "one size of axis 1"),
     ):
         for f in (activation_patching, attribution_patching):
             with pytest.raises(ValueError, match=said):
@@ -260,6 +378,13 @@ def test_patching_refuses_what_does_not_fit() -> None:
         activation_patching(model, model, x, x, sites=["pieces"], pieces=[3])
     with pytest.raises(ValueError, match="does not depend"):
         attribution_patching(model, lambda x: model(x).detach(), x, x, sites=["pieces"])
+    for options, said in (
+        ({"steps": 0}, "steps must be 1 or more"),
+        ({"along": "*"}, "name each site in full"),
+        ({"along": "absent"}, "there is no site"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            attribution_patching(model, model, x, x, sites=["pieces"], **options)
 
 
 def test_an_induction_head_by_construction_has_score_one() -> None:

@@ -77,6 +77,33 @@ def test_training_finds_directions_that_are_there() -> None:
     assert report.explained > 0.9
 
 
+@pytest.mark.parametrize("penalty", [0.0, 0.7])
+def test_training_is_adam_with_a_falling_rate_and_unit_rows(penalty: float) -> None:
+    sae, x = autoencoder(), draw(40, 5, seed=1) + 2
+    parts = [p.detach().clone() for p in (sae.encoder, sae.encoder_bias, sae.center, sae.decoder)]
+    losses = train_autoencoder(
+        sae, x, steps=7, penalty=penalty, lr=0.02, batch_size=13, generator=seeded(6)
+    )
+    W_e, b_e, b_d, W_d = (p.requires_grad_() for p in parts)
+    rule, g = torch.optim.Adam([W_e, b_e, b_d, W_d], lr=0.02), seeded(6)
+    with torch.no_grad():
+        b_d.copy_(x.mean(0))
+    for step in range(7):
+        rule.param_groups[0]["lr"] = 0.02 * (7 - step) / 7
+        some = x[torch.randint(40, (13,), generator=g)]
+        f = ((some - b_d) @ W_e + b_e).clamp(min=0)
+        loss = ((some - f @ W_d - b_d) ** 2).sum() / 13 + penalty * f.abs().sum() / 13
+        rule.zero_grad()
+        loss.backward()
+        rule.step()
+        with torch.no_grad():
+            W_d.div_(W_d.norm(dim=1, keepdim=True))
+        assert abs(losses[step] - float(loss.detach())) < 1e-10
+    learned = (sae.encoder, sae.encoder_bias, sae.center, sae.decoder)
+    for ours, theirs in zip(learned, parts, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_random_directions_stay() -> None:
     sae = autoencoder(3)
     rows = sae.decoder.detach().clone()
@@ -142,6 +169,9 @@ def test_control_labels_belong_to_types() -> None:
     for kind in range(40):
         assert len(control[types == kind].unique()) == 1
     assert not torch.equal(control, labels)
+    again = [control_labels(types, labels, generator=seeded(seed)) for seed in (1, 7)]
+    assert torch.equal(again[0], control)
+    assert not torch.equal(again[1], control)
     many = control_labels(torch.arange(4000), labels, generator=seeded(2))
     assert abs(float(many.double().mean()) - 0.1) < 4 * math.sqrt(0.09 / 4000)
 
@@ -160,6 +190,13 @@ def test_the_control_is_another_task_than_the_true_one() -> None:
         probe_selectivity(h, labels, control, held_out=held_out & False, l2=1e-3)
 
 
+@pytest.mark.usefixtures("own_checks")
+def test_a_probe_needs_a_label_for_each_row() -> None:
+    y = torch.arange(6) % 2
+    with pytest.raises(ValueError, match="features must have shape"):
+        probe_selectivity(draw(5, 3), y, y, held_out=y == 1, l2=0.1)
+
+
 def test_classes_that_training_lacks_are_mistakes() -> None:
     h, labels = draw(12, 3), torch.tensor([0, 2] * 5 + [1, 1])
     held_out = torch.arange(12) >= 8
@@ -168,20 +205,24 @@ def test_classes_that_training_lacks_are_mistakes() -> None:
     assert told.control == 1.0
 
 
-def test_the_code_by_hand() -> None:
+@pytest.mark.parametrize("cuts", [(4, 11), (1, 9)])
+def test_the_code_by_hand(cuts: tuple[int, int]) -> None:
     h, y = draw(23, 3), torch.randint(3, (23,), generator=seeded(5))
-    length = 4 * math.log(3)
-    for start, end in ((4, 11), (11, 23)):
+    length = cuts[0] * math.log(3)
+    for start, end in (cuts, (cuts[1], 23)):
         names = y[:start].unique().tolist()
-        probe = linear_probe(
-            h[:start], torch.tensor([names.index(int(k)) for k in y[:start]]), l2=0.1
-        )
+        known = torch.tensor([names.index(int(k)) for k in y[:start]])
+        probe = linear_probe(h[:start], known, l2=0.1) if len(names) > 1 else None
         for i in range(start, end):
-            p = probe(h[i : i + 1]).softmax(-1)[0]
-            mine = float(p[names.index(int(y[i]))]) if int(y[i]) in names else 0.0
+            p = [1.0] if probe is None else probe(h[i : i + 1]).softmax(-1)[0].tolist()
+            mine = p[names.index(int(y[i]))] if int(y[i]) in names else 0.0
             length -= math.log((start * mine + 1) / (start + 3))
-    found = online_code_length(h, y, cuts=(4, 11), l2=0.1, classes=3)
+    found = online_code_length(h, y, cuts=cuts, l2=0.1, classes=3)
     assert abs(found - length) < 1e-9
+
+
+def test_a_code_is_short_where_features_tell_and_its_cuts_ascend() -> None:
+    h, y = draw(23, 3), torch.randint(3, (23,), generator=seeded(5))
     told = online_code_length(
         10 * draw(200, 1), (draw(200, 1)[:, 0] > 0).long(), cuts=(20,), l2=1e-3
     )
@@ -210,6 +251,17 @@ def test_erasure_of_a_bag_of_words_is_known() -> None:
         assert bool((other.sufficiency >= 4.6 - want[1:3] - 1e-12).all())
 
 
+def test_equal_scores_are_taken_in_the_order_of_the_inputs() -> None:
+    n = 101
+    one_each = 2.0 ** -torch.arange(n).double()  # the sum tells which ones were taken
+    made = erasure(lambda keep: keep.double() @ one_each, torch.zeros(n), ratios=(0.1,))
+    assert float(made.comprehensiveness) == float(one_each[:10].sum())
+    # At least one input is taken, unless none is asked for; halves are rounded to even numbers.
+    few = erasure(bag, C, ratios=(0.01, 0.0, 0.5))
+    torch.testing.assert_close(few.comprehensiveness, torch.tensor([3.0, 0.0, 5.0]).double())
+    torch.testing.assert_close(few.ratios, torch.tensor([0.01, 0.0, 0.5]).double())
+
+
 def test_random_erasure_is_the_mean_of_all_orders() -> None:
     made = random_erasure(bag, 5, draws=4000, ratios=(0.4,), generator=seeded())
     assert made.comprehensiveness.shape == (4000, 1)
@@ -224,6 +276,23 @@ def test_erasure_refuses_what_does_not_fit() -> None:
         erasure(bag, torch.full((5,), torch.nan))
     with pytest.raises(ValueError, match="what value returns"):
         erasure(lambda keep: keep.double(), C)
+
+
+def test_labels_must_be_classes() -> None:
+    h, y = draw(5, 2), torch.tensor([0, 2, 1, 0, 1])
+    for labels in (y, y - 1):
+        with pytest.raises(ValueError, match="labels must be from 0 to 1"):
+            online_code_length(h, labels, cuts=(2,), l2=0.1, classes=2)
+    with pytest.raises(ValueError, match="tokens must be 1 or more"):
+        online_code_length(h[:0], y[:0], cuts=(2,), l2=0.1)
+
+
+def test_ranks_of_what_is_not_finite() -> None:
+    x = torch.tensor([1.0, torch.inf, torch.inf, -torch.inf])
+    y = torch.tensor([1.0, 2.0, 3.0, 0.0])
+    want = scipy.stats.kendalltau([1, 9, 9, -9], y).statistic
+    assert abs(float(kendall_tau(x, y)) - want) < 1e-12
+    assert bool(kendall_tau(y, torch.tensor([1.0, torch.nan, 2.0, 0.0])).isnan())
 
 
 @given(

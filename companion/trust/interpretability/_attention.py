@@ -118,7 +118,7 @@ def attention_flow(
         :func:`rollout`. A row need not sum to one: each entry is a flow of its own.
 
     Raises:
-        ValueError: As :func:`rollout`, or if a weight is not finite.
+        ValueError: As :func:`rollout`, or if a weight is not finite or below 0.
 
     Numerics:
         SciPy's maximum flow on the host, :math:`n^2` of them on a graph of :math:`(L + 1) n`
@@ -143,6 +143,8 @@ def attention_flow(
         raise ValueError(f"weights must be (layers, heads, n, n), got {tuple(weights.shape)}")
     check_count("layers", weights.shape[0])
     check_finite("weights", weights)
+    if bool((weights < 0).any()):
+        raise ValueError("weights must be 0 or more: no pipe holds less than nothing")
     mixed = mixed_with_residual(weights.detach().cpu().double(), residual=residual)
     layers, n = mixed.shape[0], mixed.shape[1]
     one = 2**30
@@ -199,9 +201,11 @@ def value_norms(
     """
     heads, _, m = weights.shape[-3:]
     check_shape("output", output, (heads, None, None))
-    if values.ndim != weights.ndim or values.shape[-2] != m or values.shape[-1] != output.shape[1]:
+    batch, value = weights.shape[:-3], output.shape[1]
+    if values.shape[:-3] != batch or values.ndim < 3 or values.shape[-2:] != (m, value):
         raise ValueError(
-            f"values must be (..., kv_heads, {m}, {output.shape[1]}), got {tuple(values.shape)}"
+            f"values must be ({', '.join(map(str, [*batch, 'kv_heads', m, value]))}), "
+            f"got {tuple(values.shape)}"
         )
     if heads % values.shape[-3]:
         raise ValueError(f"{values.shape[-3]} groups of values do not divide {heads} heads")
@@ -248,7 +252,7 @@ def null_attention(values: Float[Tensor, "m value"]) -> Float[Tensor, "free m"]:
     check_shape("values", values, (None, None))
     check_count("tokens", values.shape[0])
     check_finite("values", values)
-    wide = values.double()
+    wide = values.detach().double()
     bound = torch.cat([wide, wide.new_ones(len(wide), 1)], 1)
     U, size, _ = torch.linalg.svd(bound, full_matrices=True)
     limit = max(bound.shape) * torch.finfo(values.dtype).eps * size.max()
@@ -299,11 +303,11 @@ def alternative_attention(
     check_shape("values", values, (weights.shape[1], None))
     check_finite("weights", weights)
     A = weights.detach().cpu().double()
-    loose = 1e-3 if weights.dtype in (torch.float16, torch.bfloat16) else 1e-5
+    loose = max(1e-5, torch.finfo(weights.dtype).eps)  # each weight is rounded by half of it
     if bool((A < 0).any()) or bool(((A.sum(1) - 1).abs() > loose).any()):
         raise ValueError("each row of weights must be a distribution: 0 or more, summing to one")
     N = null_attention(values.detach().cpu())
-    if not len(N):
+    if not len(N) or not len(A):
         return A.to(weights.device)
     rows = []
     for row in A:

@@ -193,7 +193,7 @@ class AutoencoderReport(NamedTuple):
     Attributes:
         active: Mean number of features above 0 in an activation, :math:`L_0`.
         explained: One minus the squared error over the variance of the activations; 0 for their
-            mean, 1 for a perfect reconstruction.
+            mean, 1 for a perfect reconstruction, NaN where all activations are alike.
         dead: Which features are above 0 for none of the activations, (features,).
     """
 

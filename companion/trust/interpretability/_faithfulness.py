@@ -157,7 +157,7 @@ def kendall_tau(
         y: Other scores.
 
     Returns:
-        From -1 to 1, float64; NaN where all entries of one side are equal.
+        From -1 to 1, float64; NaN where all entries of one side are equal, or one is NaN.
 
     Raises:
         ValueError: If the shapes differ.
@@ -175,10 +175,16 @@ def kendall_tau(
         tensor(0.3333, dtype=torch.float64)
     """
     check_same_shape("x", x, "y", y)
-    a = (x[..., :, None] - x[..., None, :]).sign().double()
-    b = (y[..., :, None] - y[..., None, :]).sign().double()
+    a, b = _order(x), _order(y)
     pairs = (a.square().sum((-2, -1)) * b.square().sum((-2, -1))).sqrt()
-    return (a * b).sum((-2, -1)) / pairs
+    tau = (a * b).sum((-2, -1)) / pairs
+    return tau.masked_fill((x.isnan() | y.isnan()).any(-1), torch.nan)
+
+
+def _order(x: Tensor) -> Tensor:
+    """Which of two entries is larger: 1, -1 or 0; a difference would fail for infinities."""
+    first, second = x[..., :, None], x[..., None, :]
+    return (first > second).double() - (first < second).double()
 
 
 def rationale_objective(
@@ -210,7 +216,7 @@ def rationale_objective(
         tensor([-0.6000])
     """
     check_in_range("price", price, low=0.0, open_high=True)
-    check_same_shape("log_prob", log_prob, "one entry of kept", kept[..., 0])
+    check_shape("log_prob", log_prob, tuple(kept.shape[:-1]))
     return log_prob - price * kept.sum(-1)
 
 
@@ -248,7 +254,7 @@ def rationale_surrogate(
         tensor([-1.3863])
     """
     check_same_shape("logits", logits, "kept", kept)
-    check_same_shape("objective", objective, "one entry of kept", kept[..., 0])
+    check_shape("objective", objective, tuple(kept.shape[:-1]))
     signed = torch.where(kept, logits, -logits)
     log_g = torch.nn.functional.logsigmoid(signed).sum(-1)
     return (objective.detach() - baseline) * log_g

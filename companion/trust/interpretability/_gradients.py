@@ -14,6 +14,7 @@ from companion.core import (
     check_in_range,
     check_same_shape,
     check_shape,
+    wide_dtype,
 )
 
 __all__ = [
@@ -198,6 +199,7 @@ def integrated_gradients(
         ValueError: If neither or both of ``steps`` and ``tolerance`` are given, shapes do not fit,
             or the input is not finite.
         RuntimeError: If the tolerance is not reached with ``most`` gradients; the error is named.
+            With a tolerance also if the score or a gradient on the way is not finite.
 
     Numerics:
         Sums in float64. That errors of single inputs cancel in the sum is possible: the tolerance
@@ -233,6 +235,7 @@ def integrated_gradients(
     assert tolerance is not None
     check_in_range("tolerance", tolerance, low=0.0, open_low=True, open_high=True)
     check_count("nodes", nodes)
+    check_count("most", most, low=nodes)
     return _adaptive(line, tolerance, nodes, most)
 
 
@@ -290,7 +293,9 @@ def _adaptive(line: _Line, tolerance: float, nodes: int, most: int) -> PathAttri
         halve = torch.ones(len(low), dtype=torch.bool, device=low.device)
         halve[keep] = False
         used += 2 * nodes * int(halve.sum())
-        if used > most or not worst < float("inf"):
+        if not worst < float("inf"):
+            raise RuntimeError("the score or its gradient is not finite somewhere on the way")
+        if used > most:
             raise RuntimeError(
                 f"the completeness error is still {worst:.2e}: allow more gradients than {most}, "
                 "or a larger tolerance"
@@ -351,7 +356,8 @@ def layer_relevance(
     check_in_range("eps", eps, low=0.0, open_low=True, open_high=True)
     parts = list(layers)
     check_count("layers", len(parts))
-    inputs, h = [], x.detach()
+    inputs: list[Tensor] = []
+    h = x.detach()
     with torch.no_grad():
         for part in parts:
             if not isinstance(part, nn.Linear | nn.ReLU):
@@ -359,15 +365,18 @@ def layer_relevance(
                     f"layers must be nn.Linear or nn.ReLU, got {type(part).__name__}: other layers "
                     "need rules of their own"
                 )
+            if isinstance(part, nn.Linear):
+                check_shape(f"the input of layer {len(inputs) + 1}", h, (len(x), part.in_features))
             inputs.append(h)
             h = part(h)
         check_same_shape("the outputs", h, "relevance", relevance)
-        R = relevance.detach().to(h)
+        high = wide_dtype(h.dtype)  # in half precision epsilon would be 0
+        R = relevance.detach().to(h.device, high)
         found = []
         for part, h in zip(reversed(parts), reversed(inputs), strict=True):
             if isinstance(part, nn.Linear):
-                z = part(h)
+                z = part(h).to(high)
                 z = z + eps * torch.where(z < 0, -1.0, 1.0).to(z)
-                R = h * ((R / z) @ part.weight)
-            found.append(R)
+                R = h.to(high) * ((R / z) @ part.weight.to(high))
+            found.append(R.to(h.dtype))
     return found[::-1]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from companion.core import check_count, check_same_shape, check_shape, watch
 from companion.transformer.multi_head import attention_layers
+from companion.trust.interpretability._gradients import gauss_legendre
 
 __all__ = [
     "Patching",
@@ -143,12 +144,19 @@ def attribution_patching(
     corrupt: Tensor,
     *,
     sites: Sequence[str],
+    along: str | None = None,
+    steps: int = 5,
 ) -> Patching:
-    r"""Estimate :func:`activation_patching` of all pieces by two runs and one gradient.
+    r"""Estimate :func:`activation_patching` of all pieces by two runs and one gradient, or a few.
 
     .. math:: m(h) + (h^{\text{clean}} - h) \cdot \frac{\partial m}{\partial h}
 
-    at the corrupt run's activations :math:`h`, to first order.
+    at the corrupt run's activations :math:`h`, to first order. With a site ``along``, the gradient
+    is the mean over the way on which that site's activation :math:`x` goes straight from the
+    corrupt run to the clean one:
+
+    .. math:: m(h) + (h^{\text{clean}} - h) \cdot \int_0^1 \frac{\partial m}{\partial h}
+        \Big|_{x + \alpha (x^{\text{clean}} - x)}\, d\alpha
 
     Args:
         model: As in :func:`activation_patching`.
@@ -156,16 +164,21 @@ def attribution_patching(
         clean: As there.
         corrupt: As there.
         sites: As there.
+        along: The site that is moved, as a rule ``embedded``; by default none.
+        steps: Points on the way, by :func:`companion.trust.interpretability.gauss_legendre`: a run
+            and a gradient each.
 
     Returns:
-        The metrics of both runs, and the estimates.
+        The metrics of both runs, and the estimates. Effects of the site ``along`` itself add up to
+        1, but for the error of the integral.
 
     Raises:
         ValueError: As there, or if the metric does not depend on a site.
 
     References:
         Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; Syed, Rager
-        and Conmy 2023, arXiv:2310.10348.
+        and Conmy 2023, arXiv:2310.10348. Along a way: Hanna, Pezzelle and Belinkov 2024,
+        arXiv:2403.17806, for edges and with points at even distances.
 
     Book: :doc:`/book/trust/interpretability`
 
@@ -177,21 +190,49 @@ def attribution_patching(
         >>> attribution_patching(layer, run, a, -b, sites=["heads"]).patched.shape
         torch.Size([1, 3])
     """
+    check_count("steps", steps)
+    more = [] if along is None or along in sites else [along]
     with torch.enable_grad():
-        m_clean, m_corrupt, held, own = _both_runs(model, metric, clean, corrupt, sites)
-        if not m_corrupt.requires_grad:
-            raise ValueError("the metric does not depend on the model: run it without no_grad")
-        here = [own[site] for site in sites]
-        try:
-            slopes = torch.autograd.grad(m_corrupt, here)
-        except RuntimeError as error:
-            raise ValueError(f"the metric does not depend on each of {list(sites)}") from error
+        m_clean, m_corrupt, held, own = _both_runs(model, metric, clean, corrupt, sites, more)
+        if along is None:
+            slopes = _slopes(m_corrupt, [own[site] for site in sites], sites)
+        else:
+            slopes = [torch.zeros_like(own[site]) for site in sites]
+            places, weights = gauss_legendre(steps)
+            for place, weight in zip(places.tolist(), weights.tolist(), strict=True):
+                between = torch.lerp(own[along].detach(), held[along], place)
+                start: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(sites, _with_gradient)
+                start[along] = _Put(between)
+                with watch(model, read=sites, replace=start) as seen:
+                    told = _number(metric(corrupt))
+                there = _slopes(told, [seen[site] for site in sites], sites)
+                slopes = [a + weight * b for a, b in zip(slopes, there, strict=True)]
     m_clean, m_corrupt = m_clean.detach(), m_corrupt.detach()
     rows = []
-    for site, value, slope in zip(sites, here, slopes, strict=True):
-        change = (held[site] - value).detach() * slope
+    for site, slope in zip(sites, slopes, strict=True):
+        change = (held[site] - own[site]).detach() * slope
         rows.append(m_corrupt + change.transpose(0, 1).flatten(1).sum(1))
     return Patching(m_clean, m_corrupt, torch.stack(rows))
+
+
+def _slopes(told: Tensor, here: list[Tensor], sites: Sequence[str]) -> list[Tensor]:
+    """The gradient of a metric at each of several sites."""
+    if not told.requires_grad:
+        raise ValueError("the metric does not depend on the model: run it without no_grad")
+    try:
+        return list(torch.autograd.grad(told, here))
+    except RuntimeError as error:
+        raise ValueError(f"the metric does not depend on each of {list(sites)}") from error
+
+
+class _Put:
+    """Puts one value in the place of another, and lets gradients begin there."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+    def __call__(self, value: Tensor) -> Tensor:
+        return self.value.detach().requires_grad_()
 
 
 def _number(value: Tensor) -> Tensor:
@@ -205,22 +246,28 @@ def _with_gradient(value: Tensor) -> Tensor:
 
 
 def _both_runs(
-    model: nn.Module, metric: Metric, clean: Tensor, corrupt: Tensor, sites: Sequence[str]
+    model: nn.Module,
+    metric: Metric,
+    clean: Tensor,
+    corrupt: Tensor,
+    sites: Sequence[str],
+    more: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Metrics and activations of either run."""
+    """Metrics and activations of either run, at the sites and at some more."""
     check_same_shape("clean", clean, "corrupt", corrupt)
     if isinstance(sites, str) or len(set(sites)) < len(sites) or not len(sites):
         raise ValueError(f"sites must be a list of names, each once, got {sites!r}")
-    if any("*" in site for site in sites):
-        raise ValueError(f"name each site in full, got {list(sites)}")
-    with watch(model, read=sites) as seen:
+    every = [*sites, *more]
+    if any("*" in site for site in every):
+        raise ValueError(f"name each site in full, got {every}")
+    with watch(model, read=every) as seen:
         m_clean = _number(metric(clean))
-        held = {site: seen[site].detach() for site in sites}
+        held = {site: seen[site].detach() for site in every}
     # In a frozen model gradients begin at the first site that is reached.
     begin = dict.fromkeys(sites, _with_gradient) if torch.is_grad_enabled() else {}
-    with watch(model, read=sites, replace=begin) as seen:
+    with watch(model, read=every, replace=begin) as seen:
         m_corrupt = _number(metric(corrupt))
-        own = {site: seen[site] for site in sites}
+        own = {site: seen[site] for site in every}
     sizes = {held[site].shape[1] for site in sites}
     if len(sizes) > 1:
         raise ValueError(f"activations of the sites must have one size of axis 1, got {sizes}")

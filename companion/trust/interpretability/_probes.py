@@ -97,6 +97,7 @@ def probe_selectivity(
 
     Book: :doc:`/book/trust/interpretability`
     """
+    check_shape("features", features, (len(labels), None))
     check_same_shape("labels", labels, "control", control)
     check_same_shape("labels", labels, "held_out", held_out)
     if not bool(held_out.any()) or bool(held_out.all()):
@@ -141,7 +142,8 @@ def online_code_length(
         The length in nats. Divided by that of a uniform code, :math:`n \ln K`, it compares tasks.
 
     Raises:
-        ValueError: If the cuts do not ascend within the tokens, or shapes do not fit.
+        ValueError: If the cuts do not ascend within the tokens, a label is none of the classes, or
+            shapes do not fit.
 
     Numerics:
         After :math:`t` labels the probe's probabilities have the weight :math:`t / (t + K)`, and
@@ -157,8 +159,11 @@ def online_code_length(
     check_shape("labels", labels, (len(features),))
     check_in_range("l2", l2, low=0.0, open_low=True, open_high=True)
     n = len(labels)
+    check_count("tokens", n)
     known = int(labels.max()) + 1 if classes is None else classes
     check_count("classes", known, low=2)
+    if int(labels.min()) < 0 or int(labels.max()) >= known:
+        raise ValueError(f"labels must be from 0 to {known - 1}, as there are {known} classes")
     ends = [*cuts, n]
     if not cuts or cuts[0] < 1 or any(a >= b for a, b in pairwise(ends)):
         raise ValueError(f"cuts must ascend from 1 or more to below {n}, got {cuts}")

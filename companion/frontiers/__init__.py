@@ -1,0 +1,1 @@
+"""Part VIII: reasoning, learning from rewards, and what is open."""
