@@ -1,10 +1,11 @@
 """Teach small Transformers the parity of bits: at once, with a scratchpad, and beside each bit.
 
-About ten minutes of one core. The bits of a string come first and its parity is asked for. *Direct*
-answers at once. *Scratchpad* writes the parity of every beginning, and the last is the answer.
+About eight minutes of one core. The bits of a string come first and its parity is asked for. *Direct*
+answers at once. *Scratchpad* writes the parity of every beginning, and the last is the answer;
+blanks keep a bit and its parity at one distance for strings of up to 16 bits.
 *Beside* writes the same parities, each right after its bit, so that the operands of a step are its
 neighbors. Strings of 1 to 16 bits are trained on, with three seeds; what is measured is strings of
-up to 40 bits, which no model has seen: whether all written parities are right, and how often a
+up to 32 bits, which no model has seen: whether all written parities are right, and how often a
 step is right that follows right ones.
 """
 
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from companion.core import generator
 from companion.foundations.optimization import AdamW
@@ -27,16 +27,16 @@ from _store import store
 
 SEEDS = (0, 1, 2)
 LONGEST = 16
-LENGTHS = (4, 8, 12, 16, 17, 18, 20, 24, 32, 40)
+LENGTHS = (4, 8, 12, 16, 18, 20, 24, 32)
 WAYS = ("direct", "scratchpad", "beside")
-TESTED = 400
+TESTED = 200
 LR = 2e-3
 
 
 def model_of(layers: int, seed: int) -> Decoder:
-    """A decoder of three tokens: 0, 1, and the sign that asks."""
+    """A decoder of four tokens: 0, 1, the sign that asks, and a blank."""
     config = TransformerConfig(
-        vocab=3, dim=48, layers=layers, heads=4, ff_dim=192, context=2 * max(LENGTHS) + 2
+        vocab=4, dim=48, layers=layers, heads=4, ff_dim=192, context=2 * max(LENGTHS) + 2
     )
     return initialize_(Decoder(config), generator=generator(seed))
 
@@ -51,7 +51,7 @@ def train(model: Decoder, way: str, steps: int, batch: int, seed: int) -> list[f
             group["lr"] = LR * min(1.0, (step + 1) / 100) * (1 - step / steps)
         length = int(torch.randint(1, LONGEST + 1, (), generator=g))
         bits = torch.randint(0, 2, (batch, length), generator=g)
-        ids, scored = parity_text(bits, way=way)
+        ids, scored = parity_text(bits, way=way, width=LONGEST)
         logits = model(ids[:, :-1])
         keep = scored[1:]
         loss = torch.nn.functional.cross_entropy(
@@ -60,7 +60,7 @@ def train(model: Decoder, way: str, steps: int, batch: int, seed: int) -> list[f
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses
 
 
@@ -69,7 +69,7 @@ def measured(model: Decoder, way: str, length: int, seed: int) -> dict[str, floa
     """The model writes each parity on what it wrote itself; then again on what is right."""
     g = generator(2000 + seed)
     bits = torch.randint(0, 2, (TESTED, length), generator=g)
-    ids, scored = parity_text(bits, way=way)
+    ids, scored = parity_text(bits, way=way, width=LONGEST)
     places = scored.nonzero().flatten().tolist()
     written = ids.clone()
     for place in places:
@@ -101,8 +101,8 @@ def one(way: str, layers: int, seed: int, steps: int, batch: int) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=32)
     args = parser.parse_args()
     torch.set_num_threads(1)
     started = time.time()

@@ -2,7 +2,6 @@ r"""Chains of steps: what they compute as hidden variables, and how their errors
 
 from typing import Literal, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

@@ -212,9 +212,7 @@ def mcts(
     return SearchResult(best[1][-1], best[0], best[1], expanded, visits)
 
 
-def _choose(
-    node: _Node[State], exploration: float, generator: torch.Generator
-) -> _Node[State]:
+def _choose(node: _Node[State], exploration: float, generator: torch.Generator) -> _Node[State]:
     """The child of the highest bound for who moves here, and one by chance of equal ones."""
     children = node.children or []
     bounds = []

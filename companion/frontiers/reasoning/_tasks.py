@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -115,7 +116,10 @@ def parity(*, bits: int, generator: torch.Generator) -> Problem:
 
 
 def parity_text(
-    bits: Integer[Tensor, "batch n"], *, way: Literal["direct", "scratchpad", "beside"]
+    bits: Integer[Tensor, "batch n"],
+    *,
+    way: Literal["direct", "scratchpad", "beside"],
+    width: int = 1,
 ) -> tuple[Integer[Tensor, "batch length"], Bool[Tensor, " length"]]:
     r"""Write strings of bits with their parity as a model is to learn it.
 
@@ -124,6 +128,8 @@ def parity_text(
         way: ``"direct"`` has bits, a sign (token 2), and the parity. ``"scratchpad"`` has bits, the
             sign, and the parities of all beginnings. ``"beside"`` has each bit followed by the
             parity so far.
+        width: A shorter string is filled up by blanks (token 3) before the sign, so that a bit and
+            its parity are always as far from one another. Without a meaning for ``"beside"``.
 
     Returns:
         Token ids, and which of them the model is to write. The last one is the answer.
@@ -139,6 +145,7 @@ def parity_text(
     """
     check_shape("bits", bits, (None, None))
     check_count("bits", bits.shape[1])
+    check_count("width", width)
     check_ids("bits", bits, 2)
     if way not in ("direct", "scratchpad", "beside"):
         raise ValueError(f"way must be 'direct', 'scratchpad' or 'beside', got {way!r}")
@@ -148,8 +155,9 @@ def parity_text(
         ids = torch.stack([bits, running], 2).flatten(1)
         return ids, torch.arange(2 * n, device=bits.device) % 2 == 1
     kept = running[:, -1:] if way == "direct" else running
-    ids = torch.cat([bits, torch.full_like(bits[:, :1], 2), kept], 1)
-    return ids, torch.arange(ids.shape[1], device=bits.device) > n
+    blank = torch.full_like(bits[:, :1], 3).expand(-1, max(width - n, 0))
+    ids = torch.cat([bits, blank, torch.full_like(bits[:, :1], 2), kept], 1)
+    return ids, torch.arange(ids.shape[1], device=bits.device) > max(n, width)
 
 
 def graph_path(*, nodes: int, edges: int, generator: torch.Generator) -> Problem:
@@ -183,20 +191,20 @@ def graph_path(*, nodes: int, edges: int, generator: torch.Generator) -> Problem
         middle = _choice(nodes, nodes, generator)
         middle = [node for node in middle if node not in (start, end)][:1]
         route = [start, *middle, end]
-        drawn = sorted({*drawn, *zip(route, route[1:], strict=False)})
+        drawn = sorted({*drawn, *pairwise(route)})
         path = _shortest(drawn, start, end)
     assert path is not None
     shortest, known = len(path), set(drawn)
 
     def check(text: str) -> bool:
         given = [int(word) for word in re.findall(r"\d+", text)]
-        steps = zip(given, given[1:], strict=False)
+        steps = pairwise(given)
         ends = given[:1] == [start] and given[-1:] == [end]
         return ends and len(given) == shortest and all(step in known for step in steps)
 
     listed = ", ".join(f"{a}>{b}" for a, b in drawn)
     asked = f"Edges: {listed}. Shortest path from {start} to {end}:"
-    steps = ", ".join(f"{a}>{b}" for a, b in zip(path, path[1:], strict=False))
+    steps = ", ".join(f"{a}>{b}" for a, b in pairwise(path))
     return Problem(asked, " ".join(map(str, path)), steps, check, (start, end))
 
 

@@ -1,4 +1,4 @@
-r"""Degrees of truth between 0 and 1: what *and*, *or*, *if* become, and where a gradient is lost."""
+"""Degrees of truth between 0 and 1: what *and*, *or*, *if* become, and their gradients."""
 
 from typing import Literal
 

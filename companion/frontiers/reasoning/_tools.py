@@ -43,11 +43,10 @@ class Calculator:
 
     Example:
         >>> letters = "0123456789*<>="
-        >>> tool = Calculator(
-        ...     lambda ids: "".join(letters[i] for i in ids), lambda t: [letters.index(c) for c in t]
-        ... )
+        >>> def decode(ids): return "".join(letters[i] for i in ids)
+        >>> tool = Calculator(decode, lambda text: [letters.index(c) for c in text])
         >>> asked = torch.tensor([[letters.index(c) for c in "<<12*3="]])
-        >>> history = History(asked, asked.shape[1], None, torch.zeros(1, dtype=torch.bool))
+        >>> history = History(asked, 7, None, torch.zeros(1, dtype=torch.bool))
         >>> letters[int(tool(torch.zeros(1, len(letters)), history))]
         '3'
     """

@@ -112,7 +112,9 @@ def majority_accuracy(p: Float[Tensor, "*batch"], *, n: int) -> Float[Tensor, "*
     return (log_law.exp() * credit).sum(-1)
 
 
-def plurality_accuracy(probabilities: Float[Tensor, " answers"], *, n: int, right: int = 0) -> float:
+def plurality_accuracy(
+    probabilities: Float[Tensor, " answers"], *, n: int, right: int = 0
+) -> float:
     r"""Compute how often the most frequent of n independent answers is the right one, exactly.
 
     Args:
@@ -125,7 +127,8 @@ def plurality_accuracy(probabilities: Float[Tensor, " answers"], *, n: int, righ
         answer is the most probable one, to 0 if another is.
 
     Raises:
-        ValueError: If the probabilities do not sum to 1, or a number is out of range.
+        ValueError: If the probabilities do not sum to 1, or a number is out of range (n up to
+            150, for the factorials).
 
     Numerics:
         The votes of the others are summed one answer after the other, for each number of votes
@@ -136,11 +139,11 @@ def plurality_accuracy(probabilities: Float[Tensor, " answers"], *, n: int, righ
     Example:
         >>> law = torch.tensor([0.4, 0.3, 0.3])
         >>> [round(plurality_accuracy(law, n=n), 4) for n in (1, 3, 5)]
-        [0.4, 0.424, 0.4467]
+        [0.4, 0.424, 0.447]
     """
     check_shape("probabilities", probabilities, (None,))
     _check_probability("probabilities", probabilities)
-    check_count("n", n)
+    check_count("n", n, high=150)
     check_count("right", right, low=0, high=len(probabilities) - 1)
     law = probabilities.double().tolist()
     if abs(sum(law) - 1) > 1e-5:
@@ -285,7 +288,7 @@ def best_of_n_success(
     Example:
         >>> p = torch.tensor(0.3)
         >>> [round(float(best_of_n_success(p, n=n, t=0.9, f=0.2)), 4) for n in (1, 4, 64)]
-        [0.3, 0.5847, 0.6585]
+        [0.3, 0.5849, 0.6585]
     """
     check_count("n", n)
     _check_rates(p, t, f)
