@@ -1,6 +1,6 @@
 """Teach small Transformers the parity of bits: at once, with a scratchpad, and beside each bit.
 
-About eight minutes of one core. The bits of a string come first and its parity is asked for. *Direct*
+About eight minutes of one core. Bits come first and their parity is asked for. *Direct*
 answers at once. *Scratchpad* writes the parity of every beginning, and the last is the answer;
 blanks keep a bit and its parity at one distance for strings of up to 16 bits.
 *Beside* writes the same parities, each right after its bit, so that the operands of a step are its

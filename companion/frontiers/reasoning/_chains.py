@@ -51,7 +51,7 @@ def marginalize(
     check_count("chains", log_chains.shape[-1])
     joint = wide(log_chains) + wide(log_answer)
     total = joint.logsumexp(-1)
-    return Marginal(total, (joint - total[..., None]).exp())
+    return Marginal(total, joint.softmax(-1))
 
 
 def chain_success(

@@ -69,8 +69,9 @@ def _value(node: ast.expr, text: str) -> Fraction:
             return _power(left, right)
         if type(node.op) in _TWO:
             return _TWO[type(node.op)](left, right)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 1:
-        return _factorial(_value(node.args[0], text))
+    if isinstance(node, ast.Call) and len(node.args) == 1:
+        if isinstance(node.func, ast.Name) and node.func.id == "_factorial":
+            return _factorial(_value(node.args[0], text))
     raise ValueError(f"{text!r} is no arithmetic expression: it may hold numbers, + - * / ^ ! ( )")
 
 
