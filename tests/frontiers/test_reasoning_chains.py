@@ -17,9 +17,7 @@ def test_the_gradient_of_an_answer_is_that_of_chains_that_speak_for_it() -> None
     w = torch.randn(5, 7, generator=g, dtype=torch.float64, requires_grad=True)
     log_r, log_y = z.log_softmax(-1), torch.nn.functional.logsigmoid(w)
     made = re.marginalize(log_r, log_y)
-    torch.testing.assert_close(
-        made.log_prob.exp(), (log_r.exp() * log_y.exp()).sum(-1)
-    )
+    torch.testing.assert_close(made.log_prob.exp(), (log_r.exp() * log_y.exp()).sum(-1))
     torch.testing.assert_close(made.posterior.sum(-1), torch.ones(5, dtype=torch.float64))
     first = torch.autograd.grad(made.log_prob.sum(), (z, w), retain_graph=True)
     surrogate = (made.posterior.detach() * (log_r + log_y)).sum()

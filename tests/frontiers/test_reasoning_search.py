@@ -84,9 +84,7 @@ def test_searches_solve_countdown_and_the_checker_agrees() -> None:
         *numbers, goal = problem.givens
         start = tuple(sorted((Fraction(x), str(x)) for x in numbers))
         for name, width in (("greedy", 1), ("beam", 40), ("all", 100_000)):
-            found = re.beam_search(
-                start, re.countdown_moves, close_to(goal), width=width, depth=3
-            )
+            found = re.beam_search(start, re.countdown_moves, close_to(goal), width=width, depth=3)
             assert found.best is not None
             expression = found.best[0][1]
             assert problem.check(expression) == (found.reward == 0)
@@ -109,9 +107,7 @@ def test_a_tree_search_finds_what_chance_alone_does_not() -> None:
     assert found.reward == 1
     assert problem.check(found.best[0][1])
     assert found.path[0] == start
-    again = re.mcts(
-        start, re.countdown_moves, reward, simulations=50, generator=torch.Generator()
-    )
+    again = re.mcts(start, re.countdown_moves, reward, simulations=50, generator=torch.Generator())
     assert sum(again.visits.values()) <= 50
 
 

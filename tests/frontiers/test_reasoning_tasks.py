@@ -4,6 +4,7 @@ import math
 import re as regex
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -51,7 +52,8 @@ def test_sums_and_parities_are_right_by_another_way() -> None:
         a, b = problem.givens
         assert problem.question == f"{a}+{b}="
         assert problem.answer == str(a + b)
-        assert problem.check(f"{a}+{b} is {a + b}") and not problem.check(f"{a + b} or 3")
+        assert problem.check(f"{a}+{b} is {a + b}")
+        assert not problem.check(f"{a + b} or 3")
         assert problem.rationale.count("=") == digits
     problem = re.parity(bits=9, generator=g)
     assert problem.answer == str(problem.question.count("1") % 2)
@@ -62,9 +64,7 @@ def test_every_shortest_path_is_right_and_longer_ones_are_not() -> None:
     g = torch.Generator().manual_seed(2)
     for _ in range(30):
         problem = re.graph_path(nodes=6, edges=8, generator=g)
-        edges = {
-            (int(a), int(b)) for a, b in regex.findall(r"(\d)>(\d)", problem.question)
-        }
+        edges = {(int(a), int(b)) for a, b in regex.findall(r"(\d)>(\d)", problem.question)}
         start, end = problem.givens
         frontier, steps = {start}, 0
         while end not in frontier:
@@ -72,7 +72,7 @@ def test_every_shortest_path_is_right_and_longer_ones_are_not() -> None:
             steps += 1
         path = [int(x) for x in problem.answer.split()]
         assert len(path) == steps + 1
-        assert all(pair in edges for pair in zip(path, path[1:], strict=False))
+        assert all(pair in edges for pair in pairwise(path))
 
 
 @pytest.mark.parametrize(
@@ -187,9 +187,7 @@ def written(text: str, asked: str, tokens: int = 24) -> tuple[str, list[list[str
     def encode(letters: str) -> list[int]:
         return [LETTERS.index(letter) for letter in letters]
 
-    config = TransformerConfig(
-        vocab=len(LETTERS), dim=12, layers=1, heads=3, ff_dim=13, context=64
-    )
+    config = TransformerConfig(vocab=len(LETTERS), dim=12, layers=1, heads=3, ff_dim=13, context=64)
     tool = re.Calculator(decode, encode, pick=Copycat(text))
     prompt = torch.tensor([encode(asked)])
     made = generate(Decoder(config).eval(), prompt, tokens=tokens, pick=tool)

@@ -58,9 +58,7 @@ def test_a_majority_of_many_is_sure_and_of_bad_ones_surely_wrong() -> None:
     assert found[3] >= bound
 
 
-@pytest.mark.parametrize(
-    ("n", "want"), [(1, 0.4), (3, 0.424), (5, 0.447), (7, 0.4712)]
-)
+@pytest.mark.parametrize(("n", "want"), [(1, 0.4), (3, 0.424), (5, 0.447), (7, 0.4712)])
 def test_plurality_of_three(n: int, want: float) -> None:
     law = torch.tensor([0.4, 0.3, 0.3], dtype=torch.float64)
     assert re.plurality_accuracy(law, n=n) == pytest.approx(want, abs=5e-5)

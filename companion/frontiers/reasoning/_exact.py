@@ -69,9 +69,8 @@ def _value(node: ast.expr, text: str) -> Fraction:
             return _power(left, right)
         if type(node.op) in _TWO:
             return _TWO[type(node.op)](left, right)
-    if isinstance(node, ast.Call) and len(node.args) == 1:
-        if isinstance(node.func, ast.Name) and node.func.id == "_factorial":
-            return _factorial(_value(node.args[0], text))
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "_factorial":
+        return _factorial(_value(node.args[0], text))
     raise ValueError(f"{text!r} is no arithmetic expression: it may hold numbers, + - * / ^ ! ( )")
 
 
@@ -137,7 +136,7 @@ def same_number(answer: str, gold: str) -> bool:
         >>> same_number("0.5", "1/2"), same_number("1-1/3", "1+1/3")
         (True, False)
     """
-    values = []
+    values: list[Fraction | None] = []
     for text in (answer, gold):
         try:
             values.append(calculate(text))
