@@ -84,7 +84,9 @@ def test_searches_solve_countdown_and_the_checker_agrees() -> None:
         *numbers, goal = problem.givens
         start = tuple(sorted((Fraction(x), str(x)) for x in numbers))
         for name, width in (("greedy", 1), ("beam", 40), ("all", 100_000)):
-            found = re.beam_search(start, re.countdown_moves, close_to(goal), width=width, depth=3)
+            found = re.state_beam_search(
+                start, re.countdown_moves, close_to(goal), width=width, depth=3
+            )
             assert found.best is not None
             expression = found.best[0][1]
             assert problem.check(expression) == (found.reward == 0)
@@ -112,10 +114,10 @@ def test_a_tree_search_finds_what_chance_alone_does_not() -> None:
 
 
 def test_a_beam_keeps_the_first_of_equal_ones_and_may_find_nothing() -> None:
-    found = re.beam_search(0, lambda n: [n + 1, n + 2], lambda n: 0.0, width=2, depth=3)
+    found = re.state_beam_search(0, lambda n: [n + 1, n + 2], lambda n: 0.0, width=2, depth=3)
     assert found.best is None
     assert found.reward == -math.inf
-    final = re.beam_search(0, lambda n: [], float, width=1, depth=1)
+    final = re.state_beam_search(0, lambda n: [], float, width=1, depth=1)
     assert final.path == (0,)
 
 
@@ -128,4 +130,4 @@ def test_wrong_input_is_told(own_checks: None) -> None:
     with pytest.raises(ValueError, match="parent_visits"):
         re.uct_score(0.5, visits=5, parent_visits=4)
     with pytest.raises(ValueError, match="width"):
-        re.beam_search(0, lambda n: [1], float, width=0, depth=1)
+        re.state_beam_search(0, lambda n: [1], float, width=0, depth=1)

@@ -8,7 +8,7 @@ r"""From degrees of truth to chains of thought: what steps, votes, verifiers and
 * **Votes and verifiers**: :func:`plurality_credit`, :func:`majority_accuracy`,
   :func:`plurality_accuracy`, :func:`consensus_at_k`, :func:`pass_at_k`,
   :func:`best_of_n_success`, :func:`verifier_ceiling`, :func:`verifier_rates`.
-* **Search**: :func:`beam_search`, :func:`mcts`, :func:`uct_score`, :class:`SearchResult`.
+* **Search**: :func:`state_beam_search`, :func:`mcts`, :func:`uct_score`, :class:`SearchResult`.
 * **Problems with exact checkers**: :func:`addition`, :func:`parity`, :func:`parity_text`,
   :func:`graph_path`, :func:`syllogism`, :func:`countdown`, :func:`countdown_moves`,
   :class:`Problem`.
@@ -33,7 +33,7 @@ from companion.frontiers.reasoning._formula import (
     parse,
     variable,
 )
-from companion.frontiers.reasoning._search import SearchResult, beam_search, mcts, uct_score
+from companion.frontiers.reasoning._search import SearchResult, mcts, state_beam_search, uct_score
 from companion.frontiers.reasoning._tasks import (
     Problem,
     addition,
@@ -75,7 +75,6 @@ __all__ = [
     "addition",
     "at_most_one",
     "backdoor",
-    "beam_search",
     "best_of_n_success",
     "calculate",
     "chain_success",
@@ -101,6 +100,7 @@ __all__ = [
     "residuum",
     "same_number",
     "semantic_loss",
+    "state_beam_search",
     "syllogism",
     "t_conorm",
     "t_norm",

@@ -9,7 +9,7 @@ import torch
 
 from companion.core import check_count, check_in_range, randint
 
-__all__ = ["SearchResult", "beam_search", "mcts", "uct_score"]
+__all__ = ["SearchResult", "mcts", "state_beam_search", "uct_score"]
 
 State = TypeVar("State", bound=Hashable)
 
@@ -33,7 +33,7 @@ class SearchResult(Generic[State]):
     visits: dict[State, int] = field(default_factory=dict)
 
 
-def beam_search(
+def state_beam_search(
     start: State,
     expand: Callable[[State], Sequence[State]],
     score: Callable[[State], float],
@@ -63,7 +63,7 @@ def beam_search(
 
     Example:
         >>> def double(n): return [2 * n, 2 * n + 1] if n < 8 else []
-        >>> beam_search(1, double, lambda n: -abs(n - 13), width=2, depth=5).path
+        >>> state_beam_search(1, double, lambda n: -abs(n - 13), width=2, depth=5).path
         (1, 3, 6, 13)
     """
     check_count("width", width)

@@ -7,7 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import can_read, check_floating, check_same_shape, check_shape, wide
+from companion.core import (
+    can_read,
+    check_floating,
+    check_same_shape,
+    check_several,
+    check_shape,
+    wide,
+)
 from companion.frontiers.reasoning._formula import Formula
 
 __all__ = ["Diagram", "compile_formula", "log_wmc", "semantic_loss", "wmc"]
@@ -79,6 +86,7 @@ def compile_formula(formula: Formula, *, variables: Sequence[str] | None = None)
         >>> compile_formula(parse("x1 | x2")).count()
         3
     """
+    check_several("variables", variables)
     order = tuple(formula.variables if variables is None else variables)
     missing = [name for name in formula.variables if name not in order]
     if missing or len(set(order)) < len(order):
