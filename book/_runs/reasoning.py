@@ -6,10 +6,12 @@ blanks keep a bit and its parity at one distance for strings of up to 16 bits.
 *Beside* writes the same parities, each right after its bit, so that the operands of a step are its
 neighbors. Strings of 1 to 16 bits are trained on, with three seeds; what is measured is strings of
 up to 32 bits, which no model has seen: whether all written parities are right, and how often a
-step is right that follows right ones.
+step is right that follows right ones. A run that was interrupted goes on when the command is given
+again.
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -28,7 +30,7 @@ from _store import store
 SEEDS = (0, 1, 2)
 LONGEST = 16
 LENGTHS = (4, 8, 12, 16, 18, 20, 24, 32)
-WAYS = ("direct", "scratchpad", "beside")
+ARMS = (("direct", 2), ("direct", 4), ("scratchpad", 2), ("beside", 2))
 TESTED = 200
 LR = 2e-3
 
@@ -103,9 +105,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--work", type=Path, default=Path("_build/reasoning"))
+    parser.add_argument("--most", type=int, default=12, help="models to train in this call")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    started = time.time()
+    args.work.mkdir(parents=True, exist_ok=True)
+    left, parts = args.most, {}
+    for way, layers in ARMS:
+        for seed in SEEDS:
+            kept = args.work / f"{way}-{layers}-{seed}-{args.steps}-{args.batch}.json"
+            if not kept.exists() and left:
+                started = time.time()
+                made = one(way, layers, seed, args.steps, args.batch)
+                made["seconds"] = round(time.time() - started, 1)
+                kept.write_text(json.dumps(made), encoding="utf-8")
+                print(way, layers, seed, made, flush=True)
+                left -= 1
+            if kept.exists():
+                parts[way, layers, seed] = json.loads(kept.read_text(encoding="utf-8"))
+    if len(parts) < len(ARMS) * len(SEEDS):
+        return
     results: dict[str, Any] = {
         "steps": args.steps,
         "batch": args.batch,
@@ -114,13 +133,9 @@ def main() -> None:
         "lengths": list(LENGTHS),
         "parameters": sum(p.numel() for p in model_of(2, 0).parameters()),
     }
-    for way, layers in (("direct", 2), ("direct", 4), ("scratchpad", 2), ("beside", 2)):
-        results[f"{way} {layers}"] = []
-        for seed in SEEDS:
-            made = one(way, layers, seed, args.steps, args.batch)
-            results[f"{way} {layers}"].append(made)
-            print(f"{way} {layers} {seed} {time.time() - started:.0f}s", made, flush=True)
-    store("reasoning", results, seed=0, seconds=time.time() - started)
+    for way, layers in ARMS:
+        results[f"{way} {layers}"] = [parts[way, layers, seed] for seed in SEEDS]
+    store("reasoning", results, seed=0, seconds=sum(part["seconds"] for part in parts.values()))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ r"""Chains of steps: what they compute as hidden variables, and how their errors
 
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -88,9 +89,11 @@ def chain_success(
     epsilon = wide(error)
     if recovery == 0:
         return (1 - epsilon) ** steps
-    factor = 1 - epsilon - recovery
-    limit = recovery / (epsilon + recovery)
-    return limit + (1 - limit) * factor**steps
+    leaving = epsilon + recovery
+    factor = (1 - leaving) ** steps
+    # 1 + (1 - l) + (1 - l)^2 + ...; where l = 0 each of these is 1
+    series = torch.where(leaving > 0, (1 - factor) / torch.where(leaving > 0, leaving, 1.0), steps)
+    return 1 - epsilon * series
 
 
 def expected_steps(
