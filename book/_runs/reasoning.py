@@ -5,8 +5,8 @@ answers at once. *Scratchpad* writes the parity of every beginning, and the last
 blanks keep a bit and its parity at one distance for strings of up to 16 bits.
 *Beside* writes the same parities, each right after its bit, so that the operands of a step are its
 neighbors. Strings of 1 to 16 bits are trained on, with three seeds; what is measured is strings of
-up to 32 bits, which no model has seen: whether all written parities are right, and how often a
-step is right that follows right ones. A run that was interrupted goes on when the command is given
+4 to 32 bits: whether all written parities are right, and how often a step is right that follows
+right ones. A run that was interrupted goes on when the command is given
 again.
 """
 
