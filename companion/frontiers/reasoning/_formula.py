@@ -42,11 +42,15 @@ class Formula:
     @property
     def variables(self) -> tuple[str, ...]:
         """Names of the variables, each once, as they come first in the formula."""
-        if self.operator == "var":
-            return (self.name,)
         found: dict[str, None] = {}
-        for part in self.parts:
-            found.update(dict.fromkeys(part.variables))
+        todo, seen = [self], set()  # parts may be shared, and nested deeply
+        while todo:
+            part = todo.pop()
+            if id(part) not in seen:
+                seen.add(id(part))
+                if part.operator == "var":
+                    found[part.name] = None
+                todo += reversed(part.parts)
         return tuple(found)
 
     def holds(self, world: Mapping[str, bool]) -> bool:

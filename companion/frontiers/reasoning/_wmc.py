@@ -75,6 +75,9 @@ def compile_formula(formula: Formula, *, variables: Sequence[str] | None = None)
     Raises:
         ValueError: If a variable of the formula is missing, or one is named twice.
 
+    Numerics:
+        Diagrams are joined by recursion, a level a variable: some hundred variables at the most.
+
     References:
         Bryant 1986, doi:10.1109/TC.1986.1676819. Weighted counting on compiled formulas: Chavira
         and Darwiche 2008, doi:10.1016/j.artint.2007.11.002.
@@ -146,21 +149,30 @@ class _Compiler:
         return (low, high) if at == level else (u, u)
 
     def make(self, formula: Formula) -> int:
-        key = id(formula)
-        if key in self.done:
-            return self.done[key]
+        """Compile the parts of a formula before the formula, each of them once."""
+        todo = [formula]
+        while todo:
+            part = todo[-1]
+            missing = [inner for inner in part.parts if id(inner) not in self.done]
+            if missing:
+                todo += missing
+                continue
+            todo.pop()
+            self.done[id(part)] = self.one(part, [self.done[id(inner)] for inner in part.parts])
+        return self.done[id(formula)]
+
+    def one(self, formula: Formula, parts: list[int]) -> int:
+        """The node of a formula whose parts have theirs."""
         kind = formula.operator
         if kind == "var":
-            made = self.node(self.place[formula.name], _FALSE, _TRUE)
-        elif kind == "not":
-            made = self.negate(self.make(formula.parts[0]))
-        elif kind in ("and", "or"):
-            made = _TRUE if kind == "and" else _FALSE
-            for part in formula.parts:
-                made = self.join(kind == "and", made, self.make(part))
-        else:
-            made = _TRUE if kind == "true" else _FALSE
-        self.done[key] = made
+            return self.node(self.place[formula.name], _FALSE, _TRUE)
+        if kind == "not":
+            return self.negate(parts[0])
+        if kind not in ("and", "or"):
+            return _TRUE if kind == "true" else _FALSE
+        made = _TRUE if kind == "and" else _FALSE
+        for part in parts:
+            made = self.join(kind == "and", made, part)
         return made
 
     def diagram(self, formula: Formula) -> Diagram:
