@@ -1,13 +1,12 @@
 """Teach small Transformers the parity of bits: at once, with a scratchpad, and beside each bit.
 
-About four minutes of one core. Bits come first and their parity is asked for. *Direct*
-answers at once. *Scratchpad* writes the parity of every beginning, and the last is the answer;
-blanks keep a bit and its parity at one distance for strings of up to 16 bits.
-*Beside* writes the same parities, each right after its bit, so that the operands of a step are its
-neighbors. Strings of 1 to 16 bits are trained on, with three seeds; what is measured is strings of
-4 to 32 bits: whether all written parities are right, and how often a step is right that follows
-right ones. A run that was interrupted goes on when the command is given
-again.
+About four minutes of one core. Bits come first and their parity is asked for. *Direct* answers at
+once. *Scratchpad* writes the parity of every beginning, and the last is the answer; blanks keep a
+bit and its parity at one distance for strings of up to 16 bits. *Beside* has the sign first, and
+then each bit with the parity so far right after it, so that the operands of a step are neighbors.
+Strings of 1 to 16 bits are trained on, with three seeds; what is measured is strings of 4 to 32
+bits: whether all written parities are right, and how often a step is right that follows right
+ones. A run that was interrupted goes on when the same command is given again.
 """
 
 import argparse

@@ -159,8 +159,8 @@ def test_parity_texts_hold_the_running_parity() -> None:
     assert pad[0].tolist() == [1, 1, 0, 1, 3, 3, 2, 1, 0, 0, 1]
     assert scored.sum() == 4
     beside, scored = re.parity_text(bits, way="beside")
-    assert beside[0].tolist() == [1, 1, 1, 0, 0, 0, 1, 1]
-    assert scored.tolist() == [False, True] * 4
+    assert beside[0].tolist() == [2, 1, 1, 1, 0, 0, 0, 1, 1]
+    assert scored.tolist() == [False, False, True] + [False, True] * 3
 
 
 LETTERS = "0123456789*+/<>=. \n"

@@ -126,8 +126,8 @@ def parity_text(
     Args:
         bits: 0 and 1.
         way: ``"direct"`` has bits, a sign (token 2), and the parity. ``"scratchpad"`` has bits, the
-            sign, and the parities of all beginnings. ``"beside"`` has each bit followed by the
-            parity so far.
+            sign, and the parities of all beginnings. ``"beside"`` has the sign first, and then each
+            bit followed by the parity so far.
         width: A shorter string is filled up by blanks (token 3) before the sign, so that a bit and
             its parity are always as far from one another. Without a meaning for ``"beside"``.
 
@@ -152,8 +152,10 @@ def parity_text(
     running = bits.cumsum(1) % 2
     n = bits.shape[1]
     if way == "beside":
-        ids = torch.stack([bits, running], 2).flatten(1)
-        return ids, torch.arange(2 * n, device=bits.device) % 2 == 1
+        pairs = torch.stack([bits, running], 2).flatten(1)
+        ids = torch.cat([torch.full_like(bits[:, :1], 2), pairs], 1)
+        places = torch.arange(2 * n + 1, device=bits.device)
+        return ids, (places > 0) & (places % 2 == 0)
     kept = running[:, -1:] if way == "direct" else running
     blank = torch.full_like(bits[:, :1], 3).expand(-1, max(width - n, 0))
     ids = torch.cat([bits, blank, torch.full_like(bits[:, :1], 2), kept], 1)
