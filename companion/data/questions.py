@@ -38,6 +38,7 @@ _FILES = {
     "commonsenseqa": "CommonsenseQA/validation.jsonl",
     "mmlu": "MMLU/test.jsonl",
     "asdiv": "ASDiv/test.jsonl",
+    "logiqa": "LogiQA/test.jsonl",
 }
 
 #: Names that :func:`questions` accepts.
@@ -76,6 +77,7 @@ def questions(name: str, *, directory: str | Path | None = None) -> list[Questio
     commonsenseqa 1,221  common sense, five choices                         arXiv:1811.00937
     mmlu          2,850  57 subjects, four choices                          arXiv:2009.03300
     asdiv         2,305  arithmetic word problems, answer with its unit     arXiv:2106.15772
+    logiqa        1,000  logic about a passage, four choices                arXiv:2007.08124
     ============= ====== ================================================== ===================
 
     Args:

@@ -87,6 +87,9 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("eda", "words"): [lambda f: f("abc", {}, generator=torch.Generator().manual_seed(0))],
     ("emoji_images", "languages"): [lambda f: f(languages="en")],
     ("encode", "tokens"): [lambda f: f("ab", count_words(["a", "b"], min_count=1))],
+    ("compile_formula", "variables"): [
+        lambda f: f(callables()["variable"]("a"), variables="ab"),
+    ],
     ("few_shot", "shots"): [lambda f: f("ab", "c")],
     ("evaluate_analogies", "questions"): [lambda f: f(TABLE, ["abca"]), lambda f: f(TABLE, "abca")],
     ("evaluate_word_pairs", "first"): [lambda f: f(TABLE, "abc", ["b", "c", "a"], SCORE)],

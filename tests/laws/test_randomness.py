@@ -476,6 +476,22 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
         ),
         IDS,
     ),
+    "addition": lambda f, g: {"sum": f(digits=5, generator=g).question},
+    "countdown": lambda f, g: {"numbers": f(numbers=4, generator=g).question},
+    "graph_path": lambda f, g: {"graph": f(nodes=7, edges=9, generator=g).question},
+    "mcts": lambda f, g: {
+        "games": list(
+            f(
+                1,
+                lambda n: [2 * n, 2 * n + 1] if n < 64 else [],
+                lambda n: math.sin(n),
+                simulations=40,
+                generator=g,
+            ).visits.values()
+        )
+    },
+    "parity": lambda f, g: {"bits": f(bits=19, generator=g).question},
+    "syllogism": lambda f, g: {"sentences": f(generator=g).question},
     "write_samples": lambda f, g: {
         "answers": f(
             a_decoder(),

@@ -31,6 +31,7 @@ from companion.foundations.cross_entropy import (
     softmax_jacobian,
 )
 from companion.foundations.language_models import BPE
+from companion.frontiers import reasoning
 from companion.frontiers.reinforcement import ppo_loss
 from companion.knowledge import robustness
 from companion.pretraining import autoregressive
@@ -604,3 +605,18 @@ def test_leace_erases_as_the_library_does(opened: Opened, stretch: float, angle:
             assert shown["apart"] < 1e-9
     close(opened.shown["costs"], costs)
     assert costs[3] <= costs[2] <= costs[1]
+
+
+@on("verifier")
+@pytest.mark.parametrize(("p", "t", "f"), [(0.3, 0.9, 0.2), (0.62, 0.4, 0.7), (0.5, 1.0, 0.0)])
+def test_answers_are_chosen_as_the_library_counts(
+    opened: Opened, p: float, t: float, f: float
+) -> None:
+    right = torch.tensor(p, dtype=torch.float64)
+    for n in (1, 2, 8, 63):
+        opened.set(p=p, t=t, f=f, n=n)
+        shown = opened.shown
+        close(shown["pass"], 1 - (1 - right) ** n)
+        close(shown["majority"], reasoning.majority_accuracy(right, n=n))
+        close(shown["best"], reasoning.best_of_n_success(right, n=n, t=t, f=f))
+        close(shown["ceiling"], reasoning.verifier_ceiling(right, t=t, f=f))
