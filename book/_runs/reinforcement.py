@@ -41,6 +41,7 @@ TESTED = 1000
 DRAWS = 8
 LR = 3e-4
 FEW = 200  # pairs that the reward model learns from
+EVERY = 5  # steps whose mean is kept of what is watched; divides all numbers of steps
 
 
 def hard(a: int, b: int) -> bool:
@@ -140,7 +141,9 @@ def right_probability(model: Decoder, pairs: Sequence[tuple[int, int]]) -> Tenso
 
 
 @torch.no_grad()
-def test(model: Decoder, start: Decoder, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def test(
+    model: Decoder, start: Decoder, pairs: Sequence[tuple[int, int]], draws: int = 2
+) -> dict[str, Any]:
     """Accuracy, exactly and greedily; divergence from the start; what several draws reach."""
     model.eval()
     prompts = prompts_of(pairs)
@@ -149,24 +152,25 @@ def test(model: Decoder, start: Decoder, pairs: Sequence[tuple[int, int]]) -> di
     written = generate(model, ids, tokens=LONGEST, stop=[STOP], real=real).tolist()
     best = [row[: row.index(STOP)] if STOP in row else row for row in written]
     drawn = rl.write_samples(
-        model, prompts, group=DRAWS, tokens=LONGEST, stop=[STOP], generator=generator(7)
+        model, prompts, group=draws, tokens=LONGEST, stop=[STOP], generator=generator(7)
     )
-    numbers = [n for n in range(len(pairs)) for _ in range(DRAWS)]
-    ok = torch.tensor(verify(numbers, drawn.answers())).view(-1, DRAWS)
+    numbers = [n for n in range(len(pairs)) for _ in range(draws)]
+    ok = torch.tensor(verify(numbers, drawn.answers())).view(-1, draws)
     real_rows = None if bool(drawn.real.all()) else drawn.real
     told = {"prompt": drawn.prompt, "real": real_rows, "scored": drawn.scored}
     mine = rl.completion_scores(model, drawn.ids, **told)
     its = rl.completion_scores(start, drawn.ids, **told)
     away = rl.kl_estimate(mine.log_probs, its.log_probs).masked_fill(~drawn.scored, 0).sum(1)
-    by_prompt = away.double().view(-1, DRAWS).mean(1)
+    by_prompt = away.double().view(-1, draws).mean(1)
     sure = right_probability(model, pairs)
     is_hard = torch.tensor([hard(a, b) for a, b in pairs])
+    any_of = {f"any_of_{draws}": float((ok.sum(1) > 0).double().mean())}
     return {
         "exact": float(sure.mean()),
         "easy": float(sure[~is_hard].mean()),
         "hard": float(sure[is_hard].mean()),
         "greedy": sum(verify(list(range(len(pairs))), best)) / len(pairs),
-        "any_of_8": float((ok.sum(1) > 0).double().mean()),
+        **any_of,
         "kl": float(by_prompt.mean()),
         "kl_error": float(by_prompt.std() / math.sqrt(len(pairs))),
         "entropy": float(mine.entropy.sum() / drawn.scored.sum()),
@@ -185,15 +189,16 @@ def follow(
 ) -> tuple[Decoder, dict[str, Any]]:
     """Learn from one reward, and test on the way."""
     model = copy.deepcopy(start)
-    steps = more["steps"]
+    more = dict(more)
+    steps, slope = more["steps"], more.pop("slope")
     kept = task.work / f"{name}.json"
     points: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else []
-    every = max(steps // (10 if steps >= 100 else 5), 1)
 
     def look(step: int, row: dict[str, float]) -> None:
-        if step % every == 0:
+        if step % (10 if step <= 30 else 30) == 0 or step == steps:
             points[:] = [p for p in points if p["step"] < step]
-            points.append({"step": step, **test(model, start, task.tested)})
+            draws = DRAWS if name == "verifier" and step == steps else 2
+            points.append({"step": step, **test(model, start, task.tested, draws)})
             kept.write_text(json.dumps(points))
             print(f"  {name} {step}: {brief(points[-1])}", flush=True)
 
@@ -207,13 +212,13 @@ def follow(
         batch_size=512,
         seed=seed,
         directory=task.work / name,
-        save_every=every,
+        save_every=10,
         on_step=look,
-        schedule=lambda step: min(1.0, (step + 1) / 10) * (1 - step / steps),
+        schedule=lambda step: min(1.0, (step + 1) / 10) * (1 - step / slope),
         **more,
     )
     watched = {
-        column: [round(float(x), 4) for x in getattr(log, column).view(-1, every).mean(1)]
+        column: [round(float(x), 4) for x in getattr(log, column).view(-1, EVERY).mean(1)]
         for column in ("reward", "silent", "kl", "entropy", "length", "ended", "grad_norm")
     }
     return model, {"points": points, "watched": watched, "seconds": round(log.seconds, 1)}
@@ -256,7 +261,7 @@ def prefer(
 ) -> dict[str, Any]:
     """DPO or IPO on the pairs."""
     model = copy.deepcopy(start).train()
-    steps, size = 150, 64
+    steps, size = 80, 64
     count = len(pairs["ids"]) // 2
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
     order = generator(seed)
@@ -364,9 +369,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="folder of what is unfinished")
-    parser.add_argument("--pretraining", type=int, default=2400, help="steps on text")
-    parser.add_argument("--steps", type=int, default=200, help="steps with the verifier")
-    parser.add_argument("--side", type=int, default=40, help="steps of each other way")
+    parser.add_argument("--pretraining", type=int, default=1800, help="steps on text")
+    parser.add_argument("--steps", type=int, default=120, help="steps with the verifier")
+    parser.add_argument("--side", type=int, default=30, help="steps of each other way")
     parser.add_argument("--name", default="", help="of the stored run")
     asked = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -378,15 +383,17 @@ def main(argv: list[str] | None = None) -> None:
     start = load_pretrained(work / "model").model.eval()  # type: ignore[union-attr]
     results: dict[str, Any] = {
         "parameters": sum(p.numel() for p in start.parameters()),
-        "start": test(start, start, task.tested),
+        "start": test(start, start, task.tested, DRAWS),
         "probabilities": " ".join(f"{p:.4f}" for p in right_probability(start, task.tested)),
         "pretraining": asked.pretraining,
     }
     print(f"start: {results['start']}", flush=True)
     verifier = right(task.prompted)
-    usual = {"group": 16, "lr": LR}
+    # The learning rate falls alike in all of them, so that what differs is the reward alone.
+    usual = {"group": 16, "lr": LR, "slope": asked.steps}
     main_run = {**usual, "steps": asked.steps}
     side = {**usual, "steps": asked.side}
+    longer = {**usual, "steps": 2 * asked.side}
     done = work / "done.json"
     parts: dict[str, Any] = json.loads(done.read_text()) if done.is_file() else {}
 
@@ -404,13 +411,13 @@ def main(argv: list[str] | None = None) -> None:
     pairs = own_pairs(start, task, seed)
     if "preferences" not in parts:
         wanted = [("sigmoid", b) for b in (0.2, 1.0, 3.0)]
-        wanted += [("ipo", b) for b in (0.2, 1.0)]
+        wanted += [("ipo", 0.2)]
         keep("preferences", [prefer(start, task, pairs, seed, v, b) for v, b in wanted])
     if "majority" not in parts:
         keep("majority", follow("majority", start, task, seed, vote, side)[1])
     if "judge" not in parts:
         judge = fit_judge(start, pairs, FEW, seed)
-        made = follow("judge", start, task, seed, judge_reward(judge, task.prompted), side)[1]
+        made = follow("judge", start, task, seed, judge_reward(judge, task.prompted), longer)[1]
         keep("judge", {**made, "few": FEW, "agrees": judged(judge, pairs, FEW)})
     if "retry" not in parts:
         keep("retry", retry(start, task.tested, seed))
