@@ -225,6 +225,19 @@ def test_the_ratio_of_a_text_is_the_geometric_mean_of_its_tokens() -> None:
     torch.testing.assert_close(made, by_hand)
 
 
+def test_with_sums_each_text_counts_by_its_length() -> None:
+    # LUSPO: the loss of GSPO for a text, times its length.
+    new, old, advantages, real = texts()
+    how = {"old_log_probs": old, "level": "sequence"}
+    alone = [
+        grpo_loss(new[[i]], advantages[[i]], real[[i]], old_log_probs=old[[i]], level="sequence")
+        for i in range(B)
+    ]
+    by_hand = (torch.stack(alone) * real.sum(1)).mean()
+    torch.testing.assert_close(grpo_loss(new, advantages, real, normalize="sum", **how), by_hand)
+    assert abs(value(grpo_loss(new, advantages, real, **how) - by_hand)) > 1e-2
+
+
 def test_cispo_leaves_each_token_its_gradient() -> None:
     one = torch.ones(1, 2, dtype=torch.float64)
     new = torch.tensor([[3.0, 0.5]], dtype=torch.float64).log().requires_grad_()
