@@ -17,6 +17,7 @@ import copy
 import json
 import math
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -140,40 +141,55 @@ def right_probability(model: Decoder, pairs: Sequence[tuple[int, int]]) -> Tenso
     return found
 
 
-@torch.no_grad()
-def test(
-    model: Decoder, start: Decoder, pairs: Sequence[tuple[int, int]], draws: int = 2
-) -> dict[str, Any]:
-    """Accuracy, exactly and greedily; divergence from the start; what several draws reach."""
+def glance(model: Decoder, pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """How likely the right answers are, and how many of the likeliest answers are right."""
     model.eval()
-    prompts = prompts_of(pairs)
-    verify = right(pairs)
-    ids, real = rl.pad_prompts(prompts)
-    written = generate(model, ids, tokens=LONGEST, stop=[STOP], real=real).tolist()
+    ids, real = rl.pad_prompts(prompts_of(pairs))
+    with torch.no_grad():
+        written = generate(model, ids, tokens=LONGEST, stop=[STOP], real=real).tolist()
     best = [row[: row.index(STOP)] if STOP in row else row for row in written]
-    drawn = rl.write_samples(
-        model, prompts, group=draws, tokens=LONGEST, stop=[STOP], generator=generator(7)
-    )
-    numbers = [n for n in range(len(pairs)) for _ in range(draws)]
-    ok = torch.tensor(verify(numbers, drawn.answers())).view(-1, draws)
-    real_rows = None if bool(drawn.real.all()) else drawn.real
-    told = {"prompt": drawn.prompt, "real": real_rows, "scored": drawn.scored}
-    mine = rl.completion_scores(model, drawn.ids, **told)
-    its = rl.completion_scores(start, drawn.ids, **told)
-    away = rl.kl_estimate(mine.log_probs, its.log_probs).masked_fill(~drawn.scored, 0).sum(1)
-    by_prompt = away.double().view(-1, draws).mean(1)
     sure = right_probability(model, pairs)
     is_hard = torch.tensor([hard(a, b) for a, b in pairs])
-    any_of = {f"any_of_{draws}": float((ok.sum(1) > 0).double().mean())}
     return {
         "exact": float(sure.mean()),
         "easy": float(sure[~is_hard].mean()),
         "hard": float(sure[is_hard].mean()),
-        "greedy": sum(verify(list(range(len(pairs))), best)) / len(pairs),
-        **any_of,
+        "greedy": sum(right(pairs)(list(range(len(pairs))), best)) / len(pairs),
+    }
+
+
+@torch.no_grad()
+def places(model: Decoder, drawn: rl.Samples) -> Tensor:
+    """Log-probabilities of all tokens at each place of the answers."""
+    real = None if bool(drawn.real.all()) else drawn.real[:, :-1]
+    hidden = model.hidden(drawn.ids[:, :-1], real=real)[:, drawn.prompt - 1 :]
+    return (hidden @ model.head.weight.T).double().log_softmax(-1)
+
+
+def measure(
+    model: Decoder, start: Decoder, pairs: Sequence[tuple[int, int]], draws: int = 2
+) -> dict[str, Any]:
+    """The same, with several draws, and the divergence from the start.
+
+    The divergence is summed over all tokens at each place, and drawn is only what stands before:
+    an estimate from drawn tokens alone would rest on a few that are rare and were not so before.
+    """
+    found: dict[str, Any] = glance(model, pairs)
+    drawn = rl.write_samples(
+        model, prompts_of(pairs), group=draws, tokens=LONGEST, stop=[STOP], generator=generator(7)
+    )
+    numbers = [n for n in range(len(pairs)) for _ in range(draws)]
+    ok = torch.tensor(right(pairs)(numbers, drawn.answers())).view(-1, draws)
+    mine, its = places(model, drawn), places(start, drawn)
+    p = mine.exp()
+    away = (p * (mine - its)).sum(-1).masked_fill(~drawn.scored, 0).sum(1)
+    entropy = -(p * mine).sum(-1).masked_fill(~drawn.scored, 0).sum()
+    by_prompt = away.view(-1, draws).mean(1)
+    found[f"any_of_{draws}"] = float((ok.sum(1) > 0).double().mean())
+    return found | {
         "kl": float(by_prompt.mean()),
         "kl_error": float(by_prompt.std() / math.sqrt(len(pairs))),
-        "entropy": float(mine.entropy.sum() / drawn.scored.sum()),
+        "entropy": float(entropy / drawn.scored.sum()),
         "length": float(drawn.scored.sum(1).double().mean()),
     }
 
@@ -181,7 +197,7 @@ def test(
 def brief(found: dict[str, Any]) -> str:
     """One line of progress."""
     names = ("exact", "easy", "hard", "greedy", "kl", "entropy")
-    return "  ".join(f"{name} {found[name]:.3f}" for name in names)
+    return "  ".join(f"{name} {found[name]:.3f}" for name in names if name in found)
 
 
 def follow(
@@ -195,10 +211,9 @@ def follow(
     points: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else []
 
     def look(step: int, row: dict[str, float]) -> None:
-        if step % (10 if step <= 30 else 30) == 0 or step == steps:
+        if step % (10 if step <= 30 else 30) == 0 and step < steps:
             points[:] = [p for p in points if p["step"] < step]
-            draws = DRAWS if name == "verifier" and step == steps else 2
-            points.append({"step": step, **test(model, start, task.tested, draws)})
+            points.append({"step": step, **glance(model, task.tested)})
             kept.write_text(json.dumps(points))
             print(f"  {name} {step}: {brief(points[-1])}", flush=True)
 
@@ -217,6 +232,9 @@ def follow(
         schedule=lambda step: min(1.0, (step + 1) / 10) * (1 - step / slope),
         **more,
     )
+    last = measure(model, start, task.tested, DRAWS if name == "verifier" else 2)
+    points = [p for p in points if p["step"] < steps] + [{"step": steps, **last}]
+    print(f"  {name} {steps}: {brief(last)}", flush=True)
     watched = {
         column: [round(float(x), 4) for x in getattr(log, column).view(-1, EVERY).mean(1)]
         for column in ("reward", "silent", "kl", "entropy", "length", "ended", "grad_norm")
@@ -282,7 +300,7 @@ def prefer(
         gains = (made.chosen.mean() / beta, made.rejected.mean() / beta, made.loss)
         implied.append([float(value.detach()) for value in gains])
     curve = torch.tensor(implied).view(10, -1, 3).mean(1)
-    found = test(model, start, task.tested)
+    found = measure(model, start, task.tested)
     print(f"  {variant} {beta}: {brief(found)}", flush=True)
     return {"variant": variant, "beta": beta, "pairs": count, **found, "curve": curve.tolist()}
 
@@ -375,15 +393,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--name", default="", help="of the stored run")
     asked = parser.parse_args(argv)
     torch.set_num_threads(1)
-    begin, cpu = time.perf_counter(), time.process_time()
+    begin = time.perf_counter()
     seed = asked.seed
     work = asked.work or Path("_build") / f"reinforcement-{seed}"
     task = Task(seed, work)
     task.pretrain(seed, asked.pretraining)
-    start = load_pretrained(work / "model").model.eval()  # type: ignore[union-attr]
+    start = load_pretrained(work / "model").model.eval()
+    assert isinstance(start, Decoder)
     results: dict[str, Any] = {
         "parameters": sum(p.numel() for p in start.parameters()),
-        "start": test(start, start, task.tested, DRAWS),
+        "start": measure(start, start, task.tested, DRAWS),
         "probabilities": " ".join(f"{p:.4f}" for p in right_probability(start, task.tested)),
         "pretraining": asked.pretraining,
     }
@@ -396,9 +415,17 @@ def main(argv: list[str] | None = None) -> None:
     longer = {**usual, "steps": 2 * asked.side}
     done = work / "done.json"
     parts: dict[str, Any] = json.loads(done.read_text()) if done.is_file() else {}
+    before: dict[str, float] = parts.get("spent", {"wall": 0.0, "cpu": 0.0})
 
     def keep(name: str, made: Any) -> None:
         parts[name] = made
+        cpu = sum(
+            part.ru_utime + part.ru_stime
+            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+            for part in (resource.getrusage(who),)
+        )
+        wall = time.perf_counter() - begin
+        parts["spent"] = {"wall": before["wall"] + wall, "cpu": before["cpu"] + cpu}
         done.write_text(json.dumps(parts))
 
     if "verifier" not in parts:
@@ -409,10 +436,10 @@ def main(argv: list[str] | None = None) -> None:
             more = {**side, "beta": beta}
             keep(f"price {beta}", follow(f"price-{beta}", start, task, seed, verifier, more)[1])
     pairs = own_pairs(start, task, seed)
-    if "preferences" not in parts:
-        wanted = [("sigmoid", b) for b in (0.2, 1.0, 3.0)]
-        wanted += [("ipo", 0.2)]
-        keep("preferences", [prefer(start, task, pairs, seed, v, b) for v, b in wanted])
+    for variant, beta in (("sigmoid", 0.2), ("sigmoid", 1.0), ("sigmoid", 3.0), ("ipo", 0.2)):
+        made = parts.get("preferences", [])
+        if (variant, beta) not in [(row["variant"], row["beta"]) for row in made]:
+            keep("preferences", [*made, prefer(start, task, pairs, seed, variant, beta)])
     if "majority" not in parts:
         keep("majority", follow("majority", start, task, seed, vote, side)[1])
     if "judge" not in parts:
@@ -421,13 +448,14 @@ def main(argv: list[str] | None = None) -> None:
         keep("judge", {**made, "few": FEW, "agrees": judged(judge, pairs, FEW)})
     if "retry" not in parts:
         keep("retry", retry(start, task.tested, seed))
+    spent = parts.pop("spent")
     results |= parts
-    results["cpu_seconds"] = round(time.process_time() - cpu, 1)
+    results["cpu_seconds"] = round(spent["cpu"], 1)
     store(
         asked.name or f"reinforcement_{seed}",
         results,
         seed=seed,
-        seconds=time.perf_counter() - begin,
+        seconds=spent["wall"],
     )
 
 
