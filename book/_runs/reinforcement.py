@@ -358,6 +358,21 @@ def vote(numbers: list[int], answers: list[list[int]]) -> Tensor:
     return rl.majority_rewards(told.view(-1, 16)).flatten()
 
 
+def votes(model: Decoder, pairs: Sequence[tuple[int, int]], seed: int) -> dict[str, float]:
+    """How much of what a majority of 16 pays goes to right answers."""
+    model.eval()
+    prompts = prompts_of(pairs)
+    drawn = rl.write_samples(
+        model, prompts, group=16, tokens=LONGEST, stop=[STOP], generator=generator(seed + 13)
+    )
+    numbers = [n for n in range(len(pairs)) for _ in range(16)]
+    ok = torch.tensor(right(pairs)(numbers, drawn.answers())).view(-1, 16)
+    paid = vote(numbers, drawn.answers()).view(-1, 16)
+    share = (paid * ok).sum(1).double() / paid.sum(1)
+    is_hard = torch.tensor([hard(a, b) for a, b in pairs])
+    return {"easy": float(share[~is_hard].mean()), "hard": float(share[is_hard].mean())}
+
+
 def retry(model: Decoder, pairs: Sequence[tuple[int, int]], seed: int) -> dict[str, Any]:
     """A second answer to each sum, taken by four rules."""
     model.eval()
@@ -448,6 +463,8 @@ def main(argv: list[str] | None = None) -> None:
         keep("judge", {**made, "few": FEW, "agrees": judged(judge, pairs, FEW)})
     if "retry" not in parts:
         keep("retry", retry(start, task.tested, seed))
+    if "votes" not in parts:
+        keep("votes", votes(start, task.tested, seed))
     spent = parts.pop("spent")
     results |= parts
     results["cpu_seconds"] = round(spent["cpu"], 1)
