@@ -1,6 +1,6 @@
 """Teach a Transformer sums by text with mistakes, then by rewards, and follow what each does.
 
-About ten minutes of one core a seed. The model of 0.3 million parameters is trained by
+About eight minutes of one core a seed. The model of 0.3 million parameters is trained by
 ``companion train`` on sums of two numbers from 10 to 99. Where the last digits add up to 13 or
 more, 70 % of the lines forget the carry; of the others 40 % are off by 1 or 10. From there it goes
 on in several ways, each from the same start: GRPO with a verifier, without and with a price of
