@@ -72,10 +72,11 @@ def test_ppo_has_no_bound_for_a_bad_choice_and_the_dual_clip_gives_one() -> None
 
 
 def test_the_share_of_clipped_tokens_counts_the_side_that_acts() -> None:
-    rho = torch.tensor([[1.5, 0.5, 1.5, 0.5, 1.0, 7.0]], dtype=torch.float64)
-    sign = torch.tensor([[1.0, 1.0, -1.0, -1.0, 1.0, 1.0]], dtype=torch.float64)
-    real = torch.tensor([[True] * 5 + [False]])
-    assert float(clipped_share(rho.log(), 0 * rho, sign, real)) == pytest.approx(2 / 5)
+    # Of eight that count, 1 moved up with a good sign, 2 down with a bad one, 5 otherwise.
+    rho = torch.tensor([[1.5, 0.5, 0.6, 1.5, 1.6, 1.7, 0.5, 1.0, 7.0]], dtype=torch.float64)
+    sign = torch.tensor([[1.0, -1, -1, -1, -1, -1, 1, 1, 1]], dtype=torch.float64)
+    real = torch.tensor([[True] * 8 + [False]])
+    assert float(clipped_share(rho.log(), 0 * rho, sign, real)) == pytest.approx(3 / 8)
 
 
 def test_three_right_of_eight() -> None:

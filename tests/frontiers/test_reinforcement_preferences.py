@@ -190,6 +190,9 @@ def test_what_correcting_brings_is_gained_minus_lost(own_checks) -> None:
     made = correction(first, second, accept)
     assert float(made.after) == pytest.approx(float(made.before + made.gained - made.lost))
     assert float(made.changed) == pytest.approx(float(accept.double().mean()))
+    some = torch.tensor([True, True, False, False, False, False, False])
+    made = correction(some, ~some, torch.tensor([True, False, True, True, True, False, False]))
+    assert (float(made.gained), float(made.lost)) == pytest.approx((3 / 7, 1 / 7))
     never = correction(first, second, torch.zeros_like(accept))
     assert float(never.before) == float(never.after)
     with pytest.raises(ValueError, match="second must be boolean"):
