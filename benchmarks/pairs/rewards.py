@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks._pair import Pair, Side, close
 from companion.frontiers.reinforcement import dpo_loss, grpo_loss, head_log_probs
 
-ROWS, TOKENS, DIM, VOCAB = 16, 128, 576, 32_000
+ROWS, TOKENS, DIM, VOCAB = 8, 128, 576, 32_000
 
 
 def _inputs(device: torch.device) -> SimpleNamespace:

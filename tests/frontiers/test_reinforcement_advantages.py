@@ -178,6 +178,8 @@ def test_no_policy_is_better_than_the_optimum(seed: int, beta: float) -> None:
     q, base = other.softmax(0), ref.log_softmax(0)
     worth = (q * r).sum() - beta * (q * (q.log() - base)).sum()
     gap = beta * (q * (q.log() - best.log_probs)).sum()  # what is lost is a divergence
+    away = (best.log_probs.exp() * (best.log_probs - base)).sum()
+    assert float(best.kl) == pytest.approx(float(away), abs=1e-9)
     assert float(best.value - worth) == pytest.approx(float(gap), abs=1e-9)
     assert float(gap) >= 0
 

@@ -155,6 +155,23 @@ def test_groups_that_say_nothing_leave_the_policy_alone():
         assert torch.equal(tensor, before[name])
 
 
+def test_a_schedule_is_a_factor_of_the_rate():
+    def learn(**more):
+        model = decoder()
+        how = {"steps": 2, "tokens": 4, "stop": [0], "group": 3} | more
+        reinforce(model, worker.PROMPTS, worker.threes, **how)
+        return model.state_dict()
+
+    plain = learn(lr=0.01)
+    for same in (
+        learn(lr=0.01, schedule=lambda step: 1.0),
+        learn(lr=0.02, schedule=lambda step: 0.5),
+    ):
+        assert all(torch.equal(same[name], plain[name]) for name in plain)
+    other = learn(lr=0.01, schedule=lambda step: 1.0 - step / 2)
+    assert any(not torch.equal(other[name], plain[name]) for name in plain)
+
+
 def test_with_a_price_it_finds_the_optimum_that_is_known():
     # One token of eleven after one prompt: the optimum is a tilt of the start.
     model = decoder(7)

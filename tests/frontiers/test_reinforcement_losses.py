@@ -72,10 +72,11 @@ def test_ppo_has_no_bound_for_a_bad_choice_and_the_dual_clip_gives_one() -> None
 
 
 def test_the_share_of_clipped_tokens_counts_the_side_that_acts() -> None:
-    rho = torch.tensor([[1.5, 0.5, 1.5, 0.5, 1.0, 7.0]], dtype=torch.float64)
-    sign = torch.tensor([[1.0, 1.0, -1.0, -1.0, 1.0, 1.0]], dtype=torch.float64)
-    real = torch.tensor([[True] * 5 + [False]])
-    assert float(clipped_share(rho.log(), 0 * rho, sign, real)) == pytest.approx(2 / 5)
+    # Of eight that count, 1 moved up with a good sign, 2 down with a bad one, 5 otherwise.
+    rho = torch.tensor([[1.5, 0.5, 0.6, 1.5, 1.6, 1.7, 0.5, 1.0, 7.0]], dtype=torch.float64)
+    sign = torch.tensor([[1.0, -1, -1, -1, -1, -1, 1, 1, 1]], dtype=torch.float64)
+    real = torch.tensor([[True] * 8 + [False]])
+    assert float(clipped_share(rho.log(), 0 * rho, sign, real)) == pytest.approx(3 / 8)
 
 
 def test_three_right_of_eight() -> None:
@@ -223,6 +224,19 @@ def test_the_ratio_of_a_text_is_the_geometric_mean_of_its_tokens() -> None:
     by_hand = -torch.minimum(ratio * advantages, clipped * advantages).mean()
     made = grpo_loss(new, advantages, real, old_log_probs=old, level="sequence")
     torch.testing.assert_close(made, by_hand)
+
+
+def test_with_sums_each_text_counts_by_its_length() -> None:
+    # LUSPO: the loss of GSPO for a text, times its length.
+    new, old, advantages, real = texts()
+    how = {"old_log_probs": old, "level": "sequence"}
+    alone = [
+        grpo_loss(new[[i]], advantages[[i]], real[[i]], old_log_probs=old[[i]], level="sequence")
+        for i in range(B)
+    ]
+    by_hand = (torch.stack(alone) * real.sum(1)).mean()
+    torch.testing.assert_close(grpo_loss(new, advantages, real, normalize="sum", **how), by_hand)
+    assert abs(value(grpo_loss(new, advantages, real, **how) - by_hand)) > 1e-2
 
 
 def test_cispo_leaves_each_token_its_gradient() -> None:

@@ -100,6 +100,20 @@ def test_simpo_looks_at_means_without_a_reference() -> None:
     assert float(made) == pytest.approx(math.log1p(math.exp(-(2 * (-2.0) - 2 * (-2.5) - 0.5))))
 
 
+def test_a_mean_divides_by_the_tokens_that_were_summed() -> None:
+    # The end of a text is not scored here: it counts neither in the sum nor in the length.
+    rows = torch.tensor([[-1.0, -2.0, -9.0, 0.0], [-3.0, -4.0, -5.0, -9.0]], dtype=torch.float64)
+    scored = torch.tensor([[True, True, False, False], [True, True, True, False]])
+    sums, lengths = (rows * scored).sum(1), scored.sum(1)
+    assert (sums / lengths).tolist() == [-1.5, -4.0]
+    tokens = (lengths[:1], lengths[1:])
+    made = simpo_loss(sums[:1], sums[1:], tokens, beta=1.0, margin=0.0)
+    assert float(made) == pytest.approx(math.log1p(math.exp(-2.5)))
+    zero = torch.zeros(1, dtype=torch.float64)
+    made = dpo_loss(sums[:1], sums[1:], zero, zero, beta=1.0, tokens=tokens).loss
+    assert float(made) == pytest.approx(math.log1p(math.exp(-2.5)))  # not of -1 and -3
+
+
 def test_kto_by_hand() -> None:
     logp, ref = four(-1.0, -3.0), four(-2.0, -2.0)
     good = torch.tensor([True, False])
@@ -176,6 +190,9 @@ def test_what_correcting_brings_is_gained_minus_lost(own_checks) -> None:
     made = correction(first, second, accept)
     assert float(made.after) == pytest.approx(float(made.before + made.gained - made.lost))
     assert float(made.changed) == pytest.approx(float(accept.double().mean()))
+    some = torch.tensor([True, True, False, False, False, False, False])
+    made = correction(some, ~some, torch.tensor([True, False, True, True, True, False, False]))
+    assert (float(made.gained), float(made.lost)) == pytest.approx((3 / 7, 1 / 7))
     never = correction(first, second, torch.zeros_like(accept))
     assert float(never.before) == float(never.after)
     with pytest.raises(ValueError, match="second must be boolean"):

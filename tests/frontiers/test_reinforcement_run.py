@@ -95,11 +95,20 @@ def test_a_stored_run_is_what_the_chapter_says(name: str) -> None:
     assert "1 thread" in run.machine
     results = run.results
     start, last = results["start"], results["verifier"]["points"][-1]
-    assert last["step"] == 200
+    assert last["step"] == 120
     assert last["exact"] - start["exact"] >= 0.2
     chances = [float(p) for p in results["probabilities"].split()]
     assert len(chances) == 1000
     assert sum(chances) / 1000 == pytest.approx(start["exact"], abs=1e-4)
+    pairs = {(made["variant"], made["beta"]): made["exact"] for made in results["preferences"]}
+    assert pairs["sigmoid", 0.2] < start["exact"] < pairs["sigmoid", 3.0]
+    for way, steps in (("price 0.2", 30), ("majority", 30), ("judge", 60)):
+        assert results[way]["points"][-1]["step"] == steps
+    for way in ("majority", "judge"):
+        assert results[way]["points"][-1]["exact"] < start["exact"]
+    paid = results["judge"]["watched"]["reward"]
+    assert paid[-1] > paid[0]
+    assert 0 < results["votes"]["hard"] < 0.5 < results["votes"]["easy"] < 1
     for rule, row in results["retry"].items():
         before, after, gained, lost, _ = row
         assert after == pytest.approx(before + gained - lost, abs=2e-4), rule

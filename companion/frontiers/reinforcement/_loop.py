@@ -1,6 +1,6 @@
 r"""One loop that learns from rewards: write, judge, compare, update.
 
-It owns no trainer class: what it does at a step is thirty lines of the functions beside it. All
+It owns no trainer class: what it does at a step is calls of the functions beside it. All
 random numbers of a step come from the seed and the number of the step, so a run that goes on from
 a checkpoint, or that several processes share, writes the same texts as one that does not.
 """
