@@ -38,6 +38,7 @@ _FILES = {
     "commonsenseqa": "CommonsenseQA/validation.jsonl",
     "mmlu": "MMLU/test.jsonl",
     "asdiv": "ASDiv/test.jsonl",
+    "disflqa": "Bigbench/DisflQA/test.jsonl",
 }
 
 #: Names that :func:`questions` accepts.
@@ -76,6 +77,8 @@ def questions(name: str, *, directory: str | Path | None = None) -> list[Questio
     commonsenseqa 1,221  common sense, five choices                         arXiv:1811.00937
     mmlu          2,850  57 subjects, four choices                          arXiv:2009.03300
     asdiv         2,305  arithmetic word problems, answer with its unit     arXiv:2106.15772
+    disflqa       1,000  questions about a passage, as people speak, with   arXiv:2106.04016
+                         a slip; the answer is a span, or ``unknown``
     ============= ====== ================================================== ===================
 
     Args:

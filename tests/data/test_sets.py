@@ -601,6 +601,7 @@ def test_bbq_answers_are_among_three_options() -> None:
         ("commonsenseqa", 1221, 5),
         ("mmlu", 2850, 4),
         ("asdiv", 2305, 0),
+        ("disflqa", 1000, 0),
     ],
 )
 def test_questions_have_their_number_and_an_answer_among_the_choices(
