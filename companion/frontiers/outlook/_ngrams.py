@@ -133,9 +133,7 @@ def _runs(keys: _Array, size: int) -> tuple[_Array, _Array]:
     return keys[starts], np.diff(starts, append=len(keys))
 
 
-def naive_matches(
-    text: Sequence[str], others: Sequence[Sequence[str]], order: int
-) -> list[int]:
+def naive_matches(text: Sequence[str], others: Sequence[Sequence[str]], order: int) -> list[int]:
     """The definition: the smaller of the two counts of each n-gram, summed, for each order."""
     found = []
     for n in range(1, order + 1):
