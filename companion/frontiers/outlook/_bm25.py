@@ -176,7 +176,7 @@ class BM25:
         if not lengths.any():
             raise ValueError("no document has a word")
         words = list(chain.from_iterable(documents))
-        self.vocabulary: dict[str, int] = dict(zip(dict.fromkeys(words), range(len(words))))
+        self.vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
         numbers = np.fromiter(map(self.vocabulary.__getitem__, words), np.int64, len(words))
         of = np.repeat(np.arange(len(documents)), lengths)
         # One sort of (word, document) gives counts, document frequencies and the index by word.

@@ -119,7 +119,7 @@ def _grams(codes: list[_Array], size: int, order: int) -> _Array:
     keys[places] = np.repeat(np.arange(len(codes)), sizes)
     for k in range(order):
         keys[: len(line) - k] = keys[: len(line) - k] * size + line[k:]
-    chosen = keys[places]
+    chosen: _Array = keys[places]
     chosen.sort()
     return chosen
 

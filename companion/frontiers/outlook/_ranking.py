@@ -103,7 +103,7 @@ def pagerank(
     steps = weights / total.masked_fill(total == 0, 1.0)
     steps = torch.where(total > 0, steps, v[..., None, :])
     eye = torch.eye(n, dtype=weights.dtype, device=weights.device)
-    r = torch.linalg.solve(eye - damping * steps.mT, (1 - damping) * v)
+    r: Tensor = torch.linalg.solve(eye - damping * steps.mT, (1 - damping) * v)
     return r / r.sum(-1, keepdim=True)
 
 

@@ -37,7 +37,10 @@ def _ordered(confidence: Tensor, *losses: Tensor) -> list[Tensor]:
     if can_read(confidence) and bool(confidence.isnan().any()):
         raise ValueError("confidence holds NaN, which has no place in an order")
     order = confidence.argsort(descending=True, stable=True)
-    _, group = confidence[order].unique_consecutive(return_inverse=True)
+    sure = confidence[order]
+    first = torch.ones_like(sure, dtype=torch.bool)
+    first[1:] = sure[1:] != sure[:-1]
+    group = first.long().cumsum(0) - 1
     made = []
     for loss in losses:
         sorted_loss = loss[order].double()
