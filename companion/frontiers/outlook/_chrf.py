@@ -67,6 +67,7 @@ def chrf_counts(
     """
     check_count("order", order)
     check_count("words", words, low=0)
+    check_in_range("beta", beta, low=0.0, open_low=True, open_high=True)
     listed = reference_lists(hypotheses, references)
 
     def characters(text: str) -> str:
@@ -89,7 +90,7 @@ def chrf_counts(
     theirs = torch.cat([part[1] for part in parts], -1)
     ours = torch.cat([part[2] for part in parts], -1).expand_as(theirs)
     counts = torch.stack([ours * (theirs > 0), theirs, matched], -1)
-    scores = chrf_from_counts(counts, beta=beta, epsilon=epsilon)
+    scores = _percent(counts, beta, epsilon)
     there = torch.zeros(scores.shape, dtype=torch.bool)
     for row, texts in enumerate(listed):
         there[: len(texts), row] = True
@@ -123,6 +124,11 @@ def chrf_from_counts(
     if counts.shape[-1] != 3:
         raise ValueError(f"counts must end in 3 entries, got shape {tuple(counts.shape)}")
     check_in_range("beta", beta, low=0.0, open_low=True, open_high=True)
+    return _percent(counts, beta, epsilon) / 100
+
+
+def _percent(counts: Tensor, beta: float, epsilon: bool) -> Tensor:
+    """Scores up to 100, in the order of operations of sacreBLEU: references tie up to rounding."""
     ours, theirs, matched = counts.unbind(-1)
     tiny = torch.full_like(matched, 1e-16)
     precision = torch.where(ours > 0, matched / ours.clamp_min(1), tiny)
@@ -131,11 +137,19 @@ def chrf_from_counts(
     if epsilon:
         below = factor * precision + recall
         each = (1 + factor) * precision * recall / below.clamp_min(1e-300)
-        return torch.where(below > 0, each, tiny).mean(-1)
+        return 100 * _in_turn(torch.where(below > 0, each, tiny)) / counts.shape[-2]
     there = ((ours > 0) & (theirs > 0)).to(counts.dtype)
     orders = there.sum(-1).clamp_min(1)
-    p, r = (precision * there).sum(-1) / orders, (recall * there).sum(-1) / orders
-    return (1 + factor) * p * r / (factor * p + r).clamp_min(1e-300)
+    p, r = _in_turn(precision * there) / orders, _in_turn(recall * there) / orders
+    return 100 * ((1 + factor) * p * r / (factor * p + r).clamp_min(1e-300))
+
+
+def _in_turn(values: Tensor) -> Tensor:
+    """Sum over the last axis from the left, so that rounding breaks ties as elsewhere."""
+    total = torch.zeros_like(values[..., 0])
+    for one in values.unbind(-1):
+        total = total + one
+    return total
 
 
 def chrf(
