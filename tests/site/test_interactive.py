@@ -31,6 +31,7 @@ from companion.foundations.cross_entropy import (
     softmax_jacobian,
 )
 from companion.foundations.language_models import BPE
+from companion.frontiers.outlook import bm25_saturation
 from companion.frontiers.reinforcement import ppo_loss
 from companion.knowledge import robustness
 from companion.pretraining import autoregressive
@@ -604,3 +605,16 @@ def test_leace_erases_as_the_library_does(opened: Opened, stretch: float, angle:
             assert shown["apart"] < 1e-9
     close(opened.shown["costs"], costs)
     assert costs[3] <= costs[2] <= costs[1]
+
+
+@on("bm25")
+@pytest.mark.parametrize(("k1", "b"), [(15, 15), (0, 20), (40, 0), (7, 9)])
+def test_occurrences_count_as_in_the_library(opened: Opened, k1: int, b: int) -> None:
+    opened.set(k1=k1, b=b)
+    shown = opened.shown
+    close(shown["k1"], k1 / 10)
+    close(shown["b"], b / 20)
+    counts = torch.arange(13.0, dtype=torch.float64)
+    for length, found in zip(shown["lengths"], shown["table"], strict=True):
+        lengths = torch.full_like(counts, length)
+        close(found, bm25_saturation(counts, lengths, k1=k1 / 10, b=b / 20))

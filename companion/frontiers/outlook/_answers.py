@@ -61,6 +61,7 @@ def _answer_lists(
     predictions: Sequence[str], answers: Sequence[Sequence[str]]
 ) -> list[tuple[str, Sequence[str]]]:
     check_several("predictions", predictions)
+    check_several("answers", answers)
     if len(predictions) != len(answers):
         raise ValueError(f"{len(predictions)} predictions and {len(answers)} lists of answers")
     for row, accepted in enumerate(answers):

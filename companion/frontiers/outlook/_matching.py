@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from companion.core import check_floating, check_shape
+from companion.core import check_count, check_floating, check_several, check_shape
 from companion.frontiers.outlook._rouge import Overlap
 from companion.models import TextEncoder
 
@@ -110,6 +110,9 @@ def text_bertscore(
         >>> [round(float(v), 3) for v in made.f1]
         [1.0, 0.0]
     """
+    check_several("candidates", candidates)
+    check_several("references", references)
+    check_count("batch_size", batch_size)
     if len(candidates) != len(references):
         raise ValueError(
             f"{len(candidates)} candidates and {len(references)} references: give one each"

@@ -224,6 +224,8 @@ def rouge_lsum(
         >>> rouge_lsum([["a b c", "d e f"]], [["d e f", "a b c"]]).f1
         tensor([1.], dtype=torch.float64)
     """
+    check_several("predictions", predictions)
+    check_several("references", references)
     if len(predictions) != len(references):
         raise ValueError(
             f"{len(predictions)} predictions and {len(references)} references: give one each"
