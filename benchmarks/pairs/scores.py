@@ -10,7 +10,7 @@ from benchmarks._pair import Pair, Side, close
 from companion import data
 from companion.frontiers import outlook
 
-VERSES, QUERIES, FEW = 2000, 1000, 10
+VERSES, QUERIES, FEW = 2000, 1000, 60
 
 
 def _verses() -> tuple[list[str], list[str]]:

@@ -238,7 +238,7 @@ class BM25:
         return made
 
     def search(
-        self, queries: Sequence[Sequence[str]], *, k: int = 10, batch_size: int = 256
+        self, queries: Sequence[Sequence[str]], *, k: int = 10, batch_size: int = 64
     ) -> Found:
         """Find the best documents for each query.
 
