@@ -181,6 +181,7 @@ def test_the_frontier_of_equal_and_of_disjoint_laws() -> None:
     torch.testing.assert_close(one.quality, other.diversity.flip(0))
 
 
+@pytest.mark.usefixtures("own_checks")
 @pytest.mark.parametrize(
     ("call", "match"),
     [

@@ -131,6 +131,7 @@ def test_texts_with_too_many_symbols_for_one_number_are_counted_all_the_same() -
     assert made.tolist() == [[1995 - n for n in range(6)], [2, 1, 0, 0, 0, 0]]
 
 
+@pytest.mark.usefixtures("own_checks")
 @pytest.mark.parametrize(
     ("call", "match"),
     [

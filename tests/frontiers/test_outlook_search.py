@@ -201,6 +201,7 @@ def test_phrases_are_learned_from_places_that_agree() -> None:
         ou.PhraseTable(["a"], [])
 
 
+@pytest.mark.usefixtures("own_checks")
 @pytest.mark.parametrize(
     ("call", "match"),
     [
