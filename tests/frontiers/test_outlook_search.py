@@ -224,3 +224,18 @@ def test_phrases_are_learned_from_places_that_agree() -> None:
 def test_what_makes_no_sense_is_refused(call: object, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         call()  # type: ignore[operator]
+
+
+def test_shapes_are_known_without_numbers() -> None:
+    x, y = torch.empty(3, 7, 5, device="meta"), torch.empty(3, 11, 5, device="meta")
+    assert ou.bertscore(x, y).f1.shape == (3,)
+    assert ou.span_answer(x[..., 0], x[..., 1], longest=2).start.shape == (3,)
+    assert ou.pagerank(torch.empty(3, 5, 5, device="meta")).shape == (3, 5)
+    assert ou.mmr(x[0, :, 0], torch.empty(7, 7, device="meta"), k=3).shape == (3,)
+    assert ou.reciprocal_rank_fusion([x[..., 0]] * 2).shape == (3, 7)
+    assert ou.risk_coverage(x[0, :, 0], x[0, :, 1]).risk.shape == (7,)
+    assert ou.deferral_curve(*x[0].T[:3]).shape == (8,)
+    assert ou.divergence_frontier(x[0, :, 0], x[0, :, 1], points=9).quality.shape == (9,)
+    assert ou.bm25_idf(torch.empty(4, device="meta", dtype=torch.long), 9).shape == (4,)
+    counts = torch.empty(2, 10, device="meta")
+    assert ou.bleu_from_counts(counts).precisions.shape == (2, 4)

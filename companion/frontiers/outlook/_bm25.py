@@ -10,7 +10,7 @@ from jaxtyping import Float, Integer
 from scipy import sparse
 from torch import Tensor
 
-from companion.core import check_count, check_in_range, check_several
+from companion.core import can_read, check_count, check_in_range, check_several
 
 __all__ = ["BM25", "Found", "IdfVariant", "bm25_idf", "bm25_saturation"]
 
@@ -68,7 +68,7 @@ def bm25_idf(
     """
     check_count("documents", documents)
     n = frequencies.double()
-    if bool(((n < 1) | (n > documents)).any()):
+    if can_read(n) and bool(((n < 1) | (n > documents)).any()):
         raise ValueError(f"frequencies must lie between 1 and {documents}: count documents")
     ratio = (documents - n + 0.5) / (n + 0.5)
     if variant == "lucene":

@@ -191,7 +191,8 @@ def mmr(
         best = value.masked_fill(taken, float("-inf")).argmax()
         chosen.append(best)
         taken = taken.scatter(0, best[None], True)
-        nearest = similarity[best] if step == 0 else torch.maximum(nearest, similarity[best])
+        row = similarity.index_select(0, best[None])[0]
+        nearest = row if step == 0 else torch.maximum(nearest, row)
     return torch.stack(chosen)
 
 

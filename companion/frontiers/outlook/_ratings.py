@@ -8,6 +8,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from companion.core import (
+    can_read,
     check_count,
     check_floating,
     check_ids,
@@ -167,7 +168,7 @@ def win_matrix(
     check_floating("results", results)
     check_ids("games", games, players)
     s = results.double()
-    if bool(((s < 0) | (s > 1)).any()):
+    if can_read(s) and bool(((s < 0) | (s > 1)).any()):
         raise ValueError("results must lie between 0 (lost) and 1 (won)")
     table = torch.zeros(players, players, dtype=torch.float64)
     table.index_put_((games[:, 0], games[:, 1]), s, accumulate=True)

@@ -44,10 +44,10 @@ def _ordered(confidence: Tensor, *losses: Tensor) -> list[Tensor]:
     made = []
     for loss in losses:
         sorted_loss = loss[order].double()
-        total = torch.zeros(int(group[-1]) + 1, dtype=torch.float64, device=loss.device)
+        total = torch.zeros_like(sorted_loss)
         count = total.scatter_add(0, group, torch.ones_like(sorted_loss))
         total = total.scatter_add(0, group, sorted_loss)
-        made.append((total / count)[group])
+        made.append((total / count.clamp_min(1))[group])
     return made
 
 
