@@ -19,6 +19,7 @@ from benchmarks.pairs import (
     quantized,
     rewards,
     robustness,
+    scores,
     tagging,
     tokenization,
     training,
@@ -49,6 +50,7 @@ PAIRS: dict[str, Pair] = {
         robustness,
         multimodal,
         rewards,
+        scores,
     )
     for pair in module.pairs()
 }

@@ -39,6 +39,7 @@ _FILES = {
     "mmlu": "MMLU/test.jsonl",
     "asdiv": "ASDiv/test.jsonl",
     "logiqa": "LogiQA/test.jsonl",
+    "disflqa": "Bigbench/DisflQA/test.jsonl",
 }
 
 #: Names that :func:`questions` accepts.
@@ -78,6 +79,8 @@ def questions(name: str, *, directory: str | Path | None = None) -> list[Questio
     mmlu          2,850  57 subjects, four choices                          arXiv:2009.03300
     asdiv         2,305  arithmetic word problems, answer with its unit     arXiv:2106.15772
     logiqa        1,000  logic about a passage, four choices                arXiv:2007.08124
+    disflqa       1,000  questions about a passage, as people speak, with   arXiv:2106.04016
+                         a slip; the answer is a span, or ``unknown``
     ============= ====== ================================================== ===================
 
     Args:

@@ -602,6 +602,7 @@ def test_bbq_answers_are_among_three_options() -> None:
         ("mmlu", 2850, 4),
         ("asdiv", 2305, 0),
         ("logiqa", 1000, 4),
+        ("disflqa", 1000, 0),
     ],
 )
 def test_questions_have_their_number_and_an_answer_among_the_choices(

@@ -12,6 +12,7 @@ from companion.data import Verse, WordVectors
 from companion.foundations.embeddings import Embeddings, FastTextEmbeddings
 from companion.foundations.embeddings import vocabulary as count_words
 from companion.foundations.language_models import ClosedVocabulary
+from companion.frontiers.outlook import BM25
 from companion.knowledge.entity_linking import CandidateIndex
 from companion.transformer.block import Decoder, TransformerConfig
 
@@ -132,9 +133,50 @@ CASES: dict[tuple[str, str], list[Callable[[Any], Any]]] = {
     ("word_errors", "reference"): [lambda f: f("the cat", ["the"])],
     ("word_errors", "hypothesis"): [lambda f: f(["the"], "the cat")],
     ("near_duplicates", "texts"): [lambda f: f("the cat")],
+    ("BM25", "documents"): [lambda f: f("abc"), lambda f: f(["abc"])],
+    ("BM25.scores", "queries"): [
+        lambda f: f(BM25([["a"]]), "abc"),
+        lambda f: f(BM25([["a"]]), ["a"]),
+    ],
+    ("BM25.search", "queries"): [
+        lambda f: f(BM25([["a"]]), "abc", k=1),
+        lambda f: f(BM25([["a"]]), ["a"], k=1),
+    ],
+    ("PhraseTable", "sources"): [lambda f: f("abc", ["a", "b", "c"])],
+    ("PhraseTable", "targets"): [lambda f: f(["a", "b", "c"], "abc")],
+    ("bleu", "hypotheses"): [lambda f: f("abc", ["a", "b", "c"])],
+    ("bleu", "references"): [lambda f: f(["a", "b", "c"], "abc")],
+    ("bleu_counts", "hypotheses"): [lambda f: f("abc", ["a", "b", "c"])],
+    ("bleu_counts", "references"): [lambda f: f(["a", "b", "c"], "abc")],
+    ("chrf", "hypotheses"): [lambda f: f("abc", ["a", "b", "c"])],
+    ("chrf", "references"): [lambda f: f(["a", "b", "c"], "abc")],
+    ("chrf_counts", "hypotheses"): [lambda f: f("abc", ["a", "b", "c"])],
+    ("chrf_counts", "references"): [lambda f: f(["a", "b", "c"], "abc")],
+    ("exact_match", "answers"): [lambda f: f(["a"], "a"), lambda f: f(["a"], ["a"])],
+    ("exact_match", "predictions"): [lambda f: f("a", [["a"]])],
+    ("rouge_l", "predictions"): [lambda f: f("abc", ["a", "b", "c"])],
+    ("rouge_l", "references"): [lambda f: f(["a", "b", "c"], "abc")],
+    ("rouge_lsum", "predictions"): [lambda f: f("a", [["a"]]), lambda f: f(["a"], [["a"]])],
+    ("rouge_lsum", "references"): [lambda f: f([["a"]], "a"), lambda f: f([["a"]], ["a"])],
+    ("rouge_n", "predictions"): [lambda f: f("abc", ["a", "b", "c"])],
+    ("rouge_n", "references"): [lambda f: f(["a", "b", "c"], "abc")],
+    ("sentence_bleu", "hypotheses"): [lambda f: f("abc", ["a", "b", "c"])],
+    ("sentence_bleu", "references"): [lambda f: f(["a", "b", "c"], "abc")],
+    ("text_bertscore", "candidates"): [lambda f: f(bare("TextEncoder"), "abc", ["a"])],
+    ("text_bertscore", "references"): [lambda f: f(bare("TextEncoder"), ["a"], "a")],
+    ("token_f1", "answers"): [lambda f: f(["a"], "a"), lambda f: f(["a"], ["a"])],
+    ("token_f1", "predictions"): [lambda f: f("a", [["a"]])],
+    ("word_overlap", "sentences"): [lambda f: f("abc"), lambda f: f(["abc"])],
 }
 #: Where one text is meant as well, and what it does.
 ALLOWED = {
+    ("bleu", "tokenize"): "makes several of one",
+    ("bleu_counts", "tokenize"): "makes several of one",
+    ("common_subsequence", "first"): "letters are symbols as well",
+    ("common_subsequence", "second"): "letters are symbols as well",
+    ("rouge_l", "tokenize"): "makes several of one",
+    ("rouge_lsum", "tokenize"): "makes several of one",
+    ("rouge_n", "tokenize"): "makes several of one",
     ("BPE.train", "texts"): "one text to learn from",
     ("BPE.encode_stream", "source"): "one part of a text",
     ("Seen", "wanted"): "made by watch alone",

@@ -265,6 +265,21 @@ CASES: dict[str, Callable[[Any, G], dict[str, Any]]] = {
     "bootstrap": lambda f, g: {
         "tables": f(TABLE, lambda c: c.tp.double(), resamples=17, generator=g).resamples
     },
+    "paired_bootstrap": lambda f, g: {
+        "items": [float(v) for v in f(*SIDES[0][:13].T[:2], resamples=97, generator=g)[3:5]]
+    },
+    "paired_permutation": lambda f, g: {
+        "signs": f(*TABLES[23, 5].T[:2], draws=97, generator=g).p_value
+    },
+    "rank_intervals": lambda f, g: {
+        "games": f(
+            torch.tensor([[0, 1], [1, 2], [2, 0]] * 7),
+            (torch.arange(21) % 4 < 2).double(),
+            players=3,
+            resamples=11,
+            generator=g,
+        ).resamples
+    },
     "permutation_test": lambda f, g: {
         "partitions": f(SIDES[0][:, 0], SIDES[1][:, 0], draws=97, generator=g).p_value
     },

@@ -32,6 +32,7 @@ from companion.foundations.cross_entropy import (
 )
 from companion.foundations.language_models import BPE
 from companion.frontiers import reasoning
+from companion.frontiers.outlook import bm25_saturation
 from companion.frontiers.reinforcement import ppo_loss
 from companion.knowledge import robustness
 from companion.pretraining import autoregressive
@@ -620,3 +621,16 @@ def test_answers_are_chosen_as_the_library_counts(
         close(shown["majority"], reasoning.majority_accuracy(right, n=n))
         close(shown["best"], reasoning.best_of_n_success(right, n=n, t=t, f=f))
         close(shown["ceiling"], reasoning.verifier_ceiling(right, t=t, f=f))
+
+
+@on("bm25")
+@pytest.mark.parametrize(("k1", "b"), [(15, 15), (0, 20), (40, 0), (7, 9)])
+def test_occurrences_count_as_in_the_library(opened: Opened, k1: int, b: int) -> None:
+    opened.set(k1=k1, b=b)
+    shown = opened.shown
+    close(shown["k1"], k1 / 10)
+    close(shown["b"], b / 20)
+    counts = torch.arange(13.0, dtype=torch.float64)
+    for length, found in zip(shown["lengths"], shown["table"], strict=True):
+        lengths = torch.full_like(counts, length)
+        close(found, bm25_saturation(counts, lengths, k1=k1 / 10, b=b / 20))
