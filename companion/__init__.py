@@ -12,7 +12,7 @@ do the trained models and what is done with them, which are here as well as in
 Example:
     >>> import companion
     >>> companion.__version__
-    '0.4.0'
+    '1.0.0'
 """
 
 import importlib
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from companion.models import generate, load_pretrained, minilm, save_pretrained, smollm2
 
-__version__ = "0.4.0"
+__version__ = "1.0.0"
 
 #: Sub-packages in reading order. Imports between them run in this direction only.
 _PACKAGES = (
