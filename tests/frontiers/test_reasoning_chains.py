@@ -47,6 +47,24 @@ def test_a_hundred_steps_of_99_percent_are_mostly_wrong() -> None:
     assert [round(v, 3) for v in re.chain_success(e, steps=100).tolist()] == [0.366, 0.905]
 
 
+def test_rare_errors_add_up_in_single_precision() -> None:
+    rare = torch.tensor(1e-9)
+    found = re.chain_success(rare, steps=1_000_000)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(math.exp(-1e-3), abs=1e-6)
+    back = re.chain_success(rare, steps=1_000_000, recovery=1e-9)
+    assert float(back) == pytest.approx((1 + math.exp(-2e-3)) / 2, abs=1e-6)
+    written = re.expected_steps(rare, steps=1_000_000, feedback="outcome")
+    assert float(written) == pytest.approx(1e6 * math.exp(1e-3), rel=1e-6)
+
+
+def test_no_chain_means_no_posterior() -> None:
+    never = torch.tensor([-math.inf, 0.0])
+    made = re.marginalize(never, never.flip(0))
+    assert float(made.log_prob) == -math.inf
+    assert made.posterior.isnan().all()
+
+
 @pytest.mark.parametrize("feedback", ["outcome", "process"])
 def test_expected_steps_are_those_of_a_simulation(feedback: str) -> None:
     g = torch.Generator().manual_seed(0)

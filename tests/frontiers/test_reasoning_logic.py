@@ -102,6 +102,15 @@ def test_what_is_no_formula_is_refused(text: str) -> None:
         re.parse(text)
 
 
+def test_deep_formulas_are_evaluated_or_refused() -> None:
+    names = [f"x{i}" for i in range(1500)]
+    one = re.exactly_one([re.variable(name) for name in names])
+    assert one.holds({name: name == "x7" for name in names})
+    assert not one.holds({name: name in ("x7", "x9") for name in names})
+    with pytest.raises(ValueError, match="nested too deeply"):
+        re.parse("~" * 5000 + "a")
+
+
 FORMULAS = st.recursive(
     st.sampled_from(NAMES).map(re.variable),
     lambda inner: st.one_of(

@@ -121,8 +121,36 @@ def test_the_calculator_keeps_apart_what_floats_do_not() -> None:
     assert re.same_number("the total is 1,234.50", "1234.5")
     assert not re.same_number("no idea", "0")
     assert re.calculate("10!") == math.factorial(10)
+    # pi/2 and 2, and two texts that end in -1/e and +1/e, are no equal numbers either.
+    assert not re.same_number("pi/2", "2")
+    assert re.same_number("x = 7", "7 apples")
+    assert re.same_number("about 1e5", "100000")
+
+
+@pytest.mark.parametrize(
+    "gold",
+    ["three", "1 - 1/e", "1 + 1/e", "\\dfrac{\\pi}{2}", "pi/2", "2x", "x = 3", "3 or 4", "n^2", "5!a"],
+)
+def test_gold_that_is_no_number_is_refused(gold: str) -> None:
     with pytest.raises(ValueError, match="leave the question out"):
-        re.same_number("3", "three")
+        re.same_number("2", gold)
+
+
+def test_a_value_is_not_too_long_to_be_refused_or_read() -> None:
+    assert re.calculate("1/2004!") != re.calculate("1/2006!")
+    # Each of these once ran for minutes, or ended in an error of Python.
+    for text in ("1e99999999", "1e-99999999", "_factorial(x=5)", "_factorial()", "1+2 # 5"):
+        with pytest.raises(ValueError, match="no arithmetic expression"):
+            re.calculate(text)
+
+
+def test_the_calculator_knows_its_signs() -> None:
+    assert re.calculate("-3 - -(4)") == 1
+    assert re.calculate("+7 \u2212 9") == -2
+    assert re.calculate("-2^2") == -4
+    assert re.calculate("2^-2") == Fraction(1, 4)
+    assert re.calculate("0.1") == Fraction(1, 10)
+    assert re.calculate("3! + 0!") == 7
 
 
 @pytest.mark.parametrize(
@@ -142,6 +170,12 @@ def test_nothing_else_is_evaluated(text: str) -> None:
         ("-2.5 degrees", Fraction(-5, 2)),
         ("1,000,000", Fraction(10**6)),
         ("it is 3/4", Fraction(3, 4)),
+        ("10-7", Fraction(7)),
+        ("(-3)", Fraction(-3)),
+        ("\u22125", Fraction(-5)),
+        ("1E-3 m", Fraction(1, 1000)),
+        (".5", Fraction(1, 2)),
+        ("pi/2", None),
         ("3/0", None),
         ("none", None),
     ],
@@ -199,7 +233,7 @@ def test_a_calculator_writes_the_value_whatever_the_model_would() -> None:
     assert text.startswith("<<12*34=408>>")
     assert calls == [["12*34"]]
     assert written("408>>", "<<12*34=")[0].startswith("408>>")
-    assert written("x" and "0.3>>", "<<1/4=")[0].startswith("0.25>>")
+    assert written("0.3>>", "<<1/4=")[0].startswith("0.25>>")
     assert written("0", "<<1/3=")[0].startswith("1/3>>")
 
 
@@ -208,6 +242,8 @@ def test_what_is_no_call_is_left_to_the_model() -> None:
     assert written("<<12*=7", "4 ") == ("<<12*=7", [[]])
     assert written("<<1>>2=7", "4 ") == ("<<1>>2=7", [[]])
     assert written("<<1/0=7", "4 ") == ("<<1/0=7", [[]])
+    # A value of thousands of digits is no text that anybody wants, and no error.
+    assert written("<<9**9999=7", "4 ") == ("<<9**9999=7", [[]])
 
 
 def test_a_calculator_starts_anew_with_each_text() -> None:

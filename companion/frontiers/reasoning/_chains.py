@@ -35,7 +35,7 @@ def marginalize(
         log_answer: :math:`\log p(y \mid x, r)` after each.
 
     Returns:
-        Its log-probability in nats, and the posterior.
+        Its log-probability in nats, and the posterior, which is NaN where no chain leads to it.
 
     Raises:
         ValueError: If the shapes differ, or there is no chain.
@@ -86,14 +86,15 @@ def chain_success(
     check_count("steps", steps, low=0)
     if not 0 <= recovery <= 1 or _outside(error):
         raise ValueError("error and recovery must be probabilities, from 0 to 1")
-    epsilon = wide(error)
+    kept = wide(error).dtype
+    epsilon = error.double()  # in float32 1 - 1e-9 is 1, and a million steps never fail
     if recovery == 0:
-        return (1 - epsilon) ** steps
+        return ((1 - epsilon) ** steps).to(kept)
     leaving = epsilon + recovery
     factor = (1 - leaving) ** steps
     # 1 + (1 - l) + (1 - l)^2 + ...; where l = 0 each of these is 1
     series = torch.where(leaving > 0, (1 - factor) / torch.where(leaving > 0, leaving, 1.0), steps)
-    return 1 - epsilon * series
+    return (1 - epsilon * series).to(kept)
 
 
 def expected_steps(
@@ -130,7 +131,8 @@ def expected_steps(
         raise ValueError(f"feedback must be 'outcome' or 'process', got {feedback!r}")
     if _outside(error) or (can_read(error) and bool((error == 1).any())):
         raise ValueError("error must lie in [0, 1): a step that always fails never ends")
-    return steps / (1 - wide(error)) ** (steps if feedback == "outcome" else 1)
+    right = (1 - error.double()) ** (steps if feedback == "outcome" else 1)
+    return (steps / right).to(wide(error).dtype)
 
 
 def _outside(value: Tensor) -> bool:
