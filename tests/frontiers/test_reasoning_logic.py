@@ -173,6 +173,17 @@ def test_one_meaning_has_one_diagram(formula: re.Formula) -> None:
     assert first.count() + negated.count() == 64
 
 
+def test_what_looks_the_same_is_one_node() -> None:
+    # The parity of n variables needs two nodes a variable, but one for the first.
+    parity = re.compile_formula(re.parse(" <-> ".join(NAMES)))
+    assert len(parity.nodes) == 2 + 2 * len(NAMES) - 1
+    assert parity.count() == 32
+    # Written twice, and about b alone.
+    about_b = re.compile_formula(re.parse("(a & b) | (~a & b)"))
+    assert about_b.nodes[2:] == ((1, 0, 1),)
+    assert about_b.count() == 2
+
+
 def test_free_variables_count_twice() -> None:
     diagram = re.compile_formula(re.parse("x1 | x2"), variables=["z", "x1", "y", "x2"])
     assert diagram.count() == 12
