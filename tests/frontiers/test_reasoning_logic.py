@@ -82,6 +82,7 @@ def test_gradients_vanish_where_they_are_said_to() -> None:
         ("a & ~a", 0),
         ("a | true", 2),
         ("a | b & c", 5),
+        ("(a | b) & ~(a & b)", 2),  # the same two parts, joined in both ways
     ],
 )
 def test_formulas_are_read_and_counted(text: str, models: int) -> None:
