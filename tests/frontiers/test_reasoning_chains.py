@@ -124,6 +124,11 @@ def test_wrong_input_is_told(own_checks: None) -> None:
         re.observed(-torch.ones(2, 2, 2))
     with pytest.raises(ValueError, match="error and recovery"):
         re.chain_success(torch.tensor(0.5), steps=3, recovery=1.5)
+    for outside in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="error and recovery"):
+            re.chain_success(torch.tensor(outside), steps=3)
+        with pytest.raises(ValueError, match="error must lie"):
+            re.expected_steps(torch.tensor(outside), steps=3, feedback="process")
     with pytest.raises(ValueError, match="feedback must be"):
         re.expected_steps(torch.tensor(0.5), steps=3, feedback="both")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="never ends"):

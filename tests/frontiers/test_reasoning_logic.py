@@ -88,6 +88,7 @@ def test_gradients_vanish_where_they_are_said_to() -> None:
 def test_formulas_are_read_and_counted(text: str, models: int) -> None:
     formula = re.parse(text)
     names = formula.variables
+    assert list(names) == sorted(names)  # as they come first in the text
     worlds = itertools.product([False, True], repeat=len(names))
     true = sum(formula.holds(dict(zip(names, w, strict=True))) for w in worlds)
     diagram = re.compile_formula(formula)
@@ -265,6 +266,8 @@ def test_wrong_input_is_told(own_checks: None) -> None:
     diagram = re.compile_formula(re.parse("a & b"))
     with pytest.raises(ValueError, match="probabilities"):
         re.wmc(diagram, torch.tensor([0.5, 1.5]))
+    with pytest.raises(ValueError, match="probabilities"):
+        re.wmc(diagram, torch.tensor([-0.5, 0.5]))
     with pytest.raises(ValueError, match="probabilities"):
         re.wmc(diagram, torch.tensor([0.5]))
     with pytest.raises(ValueError, match="positive"):

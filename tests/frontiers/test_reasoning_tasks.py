@@ -129,7 +129,7 @@ def test_the_calculator_keeps_apart_what_floats_do_not() -> None:
 
 @pytest.mark.parametrize(
     "gold",
-    ["three", "1 - 1/e", "1 + 1/e", "\\dfrac{\\pi}{2}", "pi/2", "2x", "x = 3", "3 or 4", "n^2", "5!a"],
+    ["three", "1 - 1/e", "1 + 1/e", "\\dfrac{\\pi}{2}", "pi/2", "2x", "x = 3", "3 or 4", "n^2"],
 )
 def test_gold_that_is_no_number_is_refused(gold: str) -> None:
     with pytest.raises(ValueError, match="leave the question out"):

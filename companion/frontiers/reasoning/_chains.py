@@ -2,7 +2,6 @@ r"""Chains of steps: what they compute as hidden variables, and how their errors
 
 from typing import Literal, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -92,9 +91,7 @@ def chain_success(
         return ((1 - epsilon) ** steps).to(kept)
     leaving = epsilon + recovery
     factor = (1 - leaving) ** steps
-    # 1 + (1 - l) + (1 - l)^2 + ...; where l = 0 each of these is 1
-    series = torch.where(leaving > 0, (1 - factor) / torch.where(leaving > 0, leaving, 1.0), steps)
-    return (1 - epsilon * series).to(kept)
+    return (1 - epsilon * (1 - factor) / leaving).to(kept)
 
 
 def expected_steps(

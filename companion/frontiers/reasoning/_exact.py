@@ -154,7 +154,7 @@ def same_number(answer: str, gold: str) -> bool:
         number = read_number(gold)
         if number is None or _SYMBOLS.search(gold) or len(_NUMBER.findall(gold)) > 1:
             raise ValueError(
-                f"gold {gold!r} has no number of its own: leave the question out, or write the value"
+                f"gold {gold!r} has no number of its own: leave the question out"
             ) from None
         right = number
     try:

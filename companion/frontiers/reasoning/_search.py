@@ -162,7 +162,8 @@ def mcts(
         line that was seen.
 
     Raises:
-        ValueError: If a setting is out of its domain, the start is final, or a reward is not finite.
+        ValueError: If a setting is out of its domain, the start is final, or a reward is no finite
+            number.
 
     Numerics:
         Rewards are kept for one player at all levels; only the choice of a child turns the sign.
