@@ -100,6 +100,13 @@ def test_doing_is_a_table_with_the_arrow_into_x_cut() -> None:
     torch.testing.assert_close(re.backdoor(1000 * joint), re.backdoor(joint))
 
 
+def test_a_z_that_never_occurs_changes_nothing() -> None:
+    joint, *_ = world(torch.Generator().manual_seed(0))
+    more = torch.cat([joint, torch.zeros_like(joint[:1])])
+    torch.testing.assert_close(re.backdoor(more), re.backdoor(joint))
+    torch.testing.assert_close(re.observed(more), re.observed(joint))
+
+
 def test_without_confounding_seeing_is_doing() -> None:
     g = torch.Generator().manual_seed(0)
     _, of_z, of_x, of_y = world(g)
@@ -122,6 +129,8 @@ def test_wrong_input_is_told(own_checks: None) -> None:
         re.observed(torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]))
     with pytest.raises(ValueError, match="none below 0"):
         re.observed(-torch.ones(2, 2, 2))
+    with pytest.raises(ValueError, match="not all 0"):
+        re.backdoor(torch.zeros(2, 2, 2))
     with pytest.raises(ValueError, match="error and recovery"):
         re.chain_success(torch.tensor(0.5), steps=3, recovery=1.5)
     for outside in (-0.1, 1.1, math.nan):

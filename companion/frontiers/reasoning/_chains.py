@@ -42,6 +42,7 @@ def marginalize(
     Book: :doc:`/book/frontiers/reasoning`
 
     Example:
+        >>> import torch
         >>> made = marginalize(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log())
         >>> made.posterior
         tensor([0.9000, 0.1000])
@@ -78,6 +79,7 @@ def chain_success(
     Book: :doc:`/book/frontiers/reasoning`
 
     Example:
+        >>> import torch
         >>> round(float(chain_success(torch.tensor(0.01), steps=100)), 3)
         0.366
     """
@@ -117,6 +119,7 @@ def expected_steps(
     Book: :doc:`/book/frontiers/reasoning`
 
     Example:
+        >>> import torch
         >>> tenth = torch.tensor(0.1)
         >>> [round(float(expected_steps(tenth, steps=20, feedback=f)), 1)
         ...  for f in ("outcome", "process")]
