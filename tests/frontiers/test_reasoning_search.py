@@ -151,6 +151,18 @@ def test_exploration_is_what_was_asked_for() -> None:
     assert curious.visits == {1: 10, 2: 10}
     short = re.mcts(0, two, float, simulations=2, generator=g)
     assert short.expanded == 1  # a leaf is expanded when it is visited again
+    line = re.mcts(
+        0, lambda n: [n + 1] if n < 4 else [], float, simulations=1, generator=g, exploration=1.0
+    )
+    assert line.path == (0, 1, 2, 3, 4)
+    assert line.expanded == 4  # the start, and three in playing on
+    kept = {
+        re.mcts(
+            0, two, lambda n: 0.5, simulations=n, generator=torch.Generator().manual_seed(3)
+        ).path
+        for n in range(1, 9)
+    }
+    assert len(kept) == 1  # of equal ones the first that was found
 
 
 def test_wrong_input_is_told(own_checks: None) -> None:

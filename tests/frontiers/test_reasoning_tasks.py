@@ -64,9 +64,12 @@ def test_sums_and_parities_are_right_by_another_way() -> None:
             carry, written = total.zfill(2)[0], total[-1] + written
         assert len(written) == digits
         assert int(carry + written) == a + b
-    problem = re.parity(bits=9, generator=g)
-    assert problem.answer == str(problem.question.count("1") % 2)
-    assert problem.rationale.endswith(problem.answer)
+    assert any(0 in re.addition(digits=1, generator=g).givens for _ in range(60))
+    for _ in range(8):
+        problem = re.parity(bits=9, generator=g)
+        assert problem.answer == str(problem.question.count("1") % 2)
+        parities = [problem.question[: i + 1].count("1") % 2 for i in range(9)]
+        assert problem.rationale == " ".join(map(str, parities))
 
 
 def test_every_shortest_path_is_right_and_longer_ones_are_not() -> None:
