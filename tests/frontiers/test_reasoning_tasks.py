@@ -75,7 +75,7 @@ def test_sums_and_parities_are_right_by_another_way() -> None:
 def test_every_shortest_path_is_right_and_longer_ones_are_not() -> None:
     g = torch.Generator().manual_seed(2)
     for _ in range(30):
-        problem = re.graph_path(nodes=6, edges=8, generator=g)
+        problem = re.graph_path(nodes=7, edges=16, generator=g)
         edges = {(int(a), int(b)) for a, b in regex.findall(r"(\d)>(\d)", problem.question)}
         start, end = problem.givens
         frontier, steps = {start}, 0
