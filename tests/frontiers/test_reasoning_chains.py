@@ -47,6 +47,24 @@ def test_a_hundred_steps_of_99_percent_are_mostly_wrong() -> None:
     assert [round(v, 3) for v in re.chain_success(e, steps=100).tolist()] == [0.366, 0.905]
 
 
+def test_rare_errors_add_up_in_single_precision() -> None:
+    rare = torch.tensor(1e-9)
+    found = re.chain_success(rare, steps=1_000_000)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(math.exp(-1e-3), abs=1e-6)
+    back = re.chain_success(rare, steps=1_000_000, recovery=1e-9)
+    assert float(back) == pytest.approx((1 + math.exp(-2e-3)) / 2, abs=1e-6)
+    written = re.expected_steps(rare, steps=1_000_000, feedback="outcome")
+    assert float(written) == pytest.approx(1e6 * math.exp(1e-3), rel=1e-6)
+
+
+def test_no_chain_means_no_posterior() -> None:
+    never = torch.tensor([-math.inf, 0.0])
+    made = re.marginalize(never, never.flip(0))
+    assert float(made.log_prob) == -math.inf
+    assert made.posterior.isnan().all()
+
+
 @pytest.mark.parametrize("feedback", ["outcome", "process"])
 def test_expected_steps_are_those_of_a_simulation(feedback: str) -> None:
     g = torch.Generator().manual_seed(0)
@@ -82,6 +100,13 @@ def test_doing_is_a_table_with_the_arrow_into_x_cut() -> None:
     torch.testing.assert_close(re.backdoor(1000 * joint), re.backdoor(joint))
 
 
+def test_a_z_that_never_occurs_changes_nothing() -> None:
+    joint, *_ = world(torch.Generator().manual_seed(0))
+    more = torch.cat([joint, torch.zeros_like(joint[:1])])
+    torch.testing.assert_close(re.backdoor(more), re.backdoor(joint))
+    torch.testing.assert_close(re.observed(more), re.observed(joint))
+
+
 def test_without_confounding_seeing_is_doing() -> None:
     g = torch.Generator().manual_seed(0)
     _, of_z, of_x, of_y = world(g)
@@ -104,8 +129,15 @@ def test_wrong_input_is_told(own_checks: None) -> None:
         re.observed(torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]))
     with pytest.raises(ValueError, match="none below 0"):
         re.observed(-torch.ones(2, 2, 2))
+    with pytest.raises(ValueError, match="not all 0"):
+        re.backdoor(torch.zeros(2, 2, 2))
     with pytest.raises(ValueError, match="error and recovery"):
         re.chain_success(torch.tensor(0.5), steps=3, recovery=1.5)
+    for outside in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="error and recovery"):
+            re.chain_success(torch.tensor(outside), steps=3)
+        with pytest.raises(ValueError, match="error must lie"):
+            re.expected_steps(torch.tensor(outside), steps=3, feedback="process")
     with pytest.raises(ValueError, match="feedback must be"):
         re.expected_steps(torch.tensor(0.5), steps=3, feedback="both")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="never ends"):

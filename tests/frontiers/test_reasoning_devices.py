@@ -41,6 +41,14 @@ def test_half_precision_is_widened() -> None:
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, re.semantic_loss(z.float(), diagram))
     assert re.marginalize(z, z).log_prob.dtype == torch.float32
+    p = torch.rand(7, 30, generator=g).bfloat16()
+    torch.testing.assert_close(re.wmc(diagram, p), re.wmc(diagram, p.float()))
+    weights = torch.nn.functional.logsigmoid(z)
+    counted = re.log_wmc(diagram, weights, weights)
+    torch.testing.assert_close(counted, re.log_wmc(diagram, weights.float(), weights.float()))
+    table = torch.rand(2, 3, 4, generator=g).bfloat16()
+    torch.testing.assert_close(re.backdoor(table), re.backdoor(table.float()))
+    torch.testing.assert_close(re.observed(table), re.observed(table.float()))
 
 
 def test_inputs_stay_as_they_were() -> None:

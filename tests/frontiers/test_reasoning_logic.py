@@ -82,11 +82,13 @@ def test_gradients_vanish_where_they_are_said_to() -> None:
         ("a & ~a", 0),
         ("a | true", 2),
         ("a | b & c", 5),
+        ("(a | b) & ~(a & b)", 2),  # the same two parts, joined in both ways
     ],
 )
 def test_formulas_are_read_and_counted(text: str, models: int) -> None:
     formula = re.parse(text)
     names = formula.variables
+    assert list(names) == sorted(names)  # as they come first in the text
     worlds = itertools.product([False, True], repeat=len(names))
     true = sum(formula.holds(dict(zip(names, w, strict=True))) for w in worlds)
     diagram = re.compile_formula(formula)
@@ -100,6 +102,15 @@ def test_formulas_are_read_and_counted(text: str, models: int) -> None:
 def test_what_is_no_formula_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no formula"):
         re.parse(text)
+
+
+def test_deep_formulas_are_evaluated_or_refused() -> None:
+    names = [f"x{i}" for i in range(1500)]
+    one = re.exactly_one([re.variable(name) for name in names])
+    assert one.holds({name: name == "x7" for name in names})
+    assert not one.holds({name: name in ("x7", "x9") for name in names})
+    with pytest.raises(ValueError, match="nested too deeply"):
+        re.parse("~" * 5000 + "a")
 
 
 FORMULAS = st.recursive(
@@ -162,6 +173,17 @@ def test_one_meaning_has_one_diagram(formula: re.Formula) -> None:
     assert len(first.nodes) == len(again.nodes)
     negated = re.compile_formula(~formula, variables=names)
     assert first.count() + negated.count() == 64
+
+
+def test_what_looks_the_same_is_one_node() -> None:
+    # The parity of n variables needs two nodes a variable, but one for the first.
+    parity = re.compile_formula(re.parse(" <-> ".join(NAMES)))
+    assert len(parity.nodes) == 2 + 2 * len(NAMES) - 1
+    assert parity.count() == 32
+    # Written twice, and about b alone.
+    about_b = re.compile_formula(re.parse("(a & b) | (~a & b)"))
+    assert about_b.nodes[2:] == ((1, 0, 1),)
+    assert about_b.count() == 2
 
 
 def test_free_variables_count_twice() -> None:
@@ -244,6 +266,8 @@ def test_wrong_input_is_told(own_checks: None) -> None:
     diagram = re.compile_formula(re.parse("a & b"))
     with pytest.raises(ValueError, match="probabilities"):
         re.wmc(diagram, torch.tensor([0.5, 1.5]))
+    with pytest.raises(ValueError, match="probabilities"):
+        re.wmc(diagram, torch.tensor([-0.5, 0.5]))
     with pytest.raises(ValueError, match="probabilities"):
         re.wmc(diagram, torch.tensor([0.5]))
     with pytest.raises(ValueError, match="positive"):

@@ -105,6 +105,11 @@ def test_consensus_is_the_mean_over_all_subsets(
     assert found == pytest.approx(want, abs=1e-12)
 
 
+def test_consensus_is_exact_where_floats_end() -> None:
+    assert re.consensus_at_k([1200, 1200], k=1200) == 0.5
+    assert re.consensus_at_k([2, 2, 2], k=4) == 1 / 3
+
+
 def test_pass_at_k_has_the_values_of_its_formula() -> None:
     def one(n: int, c: int, k: int) -> float:
         return float(re.pass_at_k(torch.tensor(n), torch.tensor(c), k=k))
@@ -163,6 +168,19 @@ def test_the_ceiling_is_the_precision_and_not_one() -> None:
     assert float(re.best_of_n_success(p, n=5, t=1.0, f=0.0)) == pytest.approx(1 - 0.7**5)
 
 
+def test_rare_successes_are_not_rounded_away() -> None:
+    for p in (1e-12, 1e-18):
+        right = torch.tensor(p, dtype=torch.float64)
+        assert float(re.best_of_n_success(right, n=10, t=1.0, f=0.0)) == pytest.approx(10 * p)
+    single = torch.tensor(0.3)
+    assert re.best_of_n_success(single, n=3, t=0.9, f=0.2).dtype == torch.float64
+    # Where nothing passes yet, the slope is that of n tries.
+    never = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    re.best_of_n_success(never, n=3, t=1.0, f=0.0).backward()
+    assert never.grad is not None
+    assert float(never.grad) == pytest.approx(3)
+
+
 @pytest.mark.parametrize("p", [0.0, 1.0])
 @pytest.mark.parametrize(("t", "f"), [(0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
 def test_edges_stay_finite(p: float, t: float, f: float) -> None:
@@ -184,12 +202,22 @@ def test_wrong_input_is_told(own_checks: None) -> None:
         re.pass_at_k(n, n, k=4)
     with pytest.raises(ValueError, match="c must lie"):
         re.pass_at_k(n, n + 1, k=2)
+    with pytest.raises(ValueError, match="c must lie"):
+        re.pass_at_k(n, n - 5, k=2)
     with pytest.raises(ValueError, match="sum to 1"):
         re.plurality_accuracy(torch.tensor([0.5, 0.4]), n=2)
-    with pytest.raises(ValueError, match="n"):
+    with pytest.raises(ValueError, match="n must be from 1 to 150"):
         re.plurality_accuracy(torch.tensor([0.5, 0.5]), n=151)
+    with pytest.raises(ValueError, match="right must be from 0 to 1"):
+        re.plurality_accuracy(torch.tensor([0.5, 0.5]), n=3, right=2)
+    with pytest.raises(ValueError, match="right must be from 0 to 1"):
+        re.consensus_at_k([1, 3], k=1, right=2)
     with pytest.raises(ValueError, match="t and f"):
         re.best_of_n_success(p, n=2, t=1.1, f=0.0)
+    with pytest.raises(ValueError, match="t and f"):
+        re.best_of_n_success(p, n=2, t=0.9, f=-0.1)
+    with pytest.raises(ValueError, match="answers to a question"):
+        re.plurality_credit(torch.ones(2, 0, dtype=torch.long), torch.ones(2, dtype=torch.long))
     with pytest.raises(ValueError, match="no answer ever passes"):
         re.verifier_ceiling(p, t=0.0, f=0.0)
     with pytest.raises(ValueError, match="p must hold probabilities"):
@@ -198,5 +226,7 @@ def test_wrong_input_is_told(own_checks: None) -> None:
         re.plurality_credit(torch.tensor([[1]]), torch.tensor([-1]), none=-1)
     with pytest.raises(ValueError, match="both right and wrong"):
         re.verifier_rates(torch.tensor([True]), torch.tensor([True]))
+    with pytest.raises(ValueError, match="both right and wrong"):
+        re.verifier_rates(torch.tensor([False]), torch.tensor([True]))
     with pytest.raises(ValueError, match="a count"):
         re.consensus_at_k([-1, 3], k=1)

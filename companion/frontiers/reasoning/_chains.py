@@ -2,7 +2,6 @@ r"""Chains of steps: what they compute as hidden variables, and how their errors
 
 from typing import Literal, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,7 +34,7 @@ def marginalize(
         log_answer: :math:`\log p(y \mid x, r)` after each.
 
     Returns:
-        Its log-probability in nats, and the posterior.
+        Its log-probability in nats, and the posterior, which is NaN where no chain leads to it.
 
     Raises:
         ValueError: If the shapes differ, or there is no chain.
@@ -43,6 +42,7 @@ def marginalize(
     Book: :doc:`/book/frontiers/reasoning`
 
     Example:
+        >>> import torch
         >>> made = marginalize(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log())
         >>> made.posterior
         tensor([0.9000, 0.1000])
@@ -79,6 +79,7 @@ def chain_success(
     Book: :doc:`/book/frontiers/reasoning`
 
     Example:
+        >>> import torch
         >>> round(float(chain_success(torch.tensor(0.01), steps=100)), 3)
         0.366
     """
@@ -86,14 +87,13 @@ def chain_success(
     check_count("steps", steps, low=0)
     if not 0 <= recovery <= 1 or _outside(error):
         raise ValueError("error and recovery must be probabilities, from 0 to 1")
-    epsilon = wide(error)
+    kept = wide(error).dtype
+    epsilon = error.double()  # in float32 1 - 1e-9 is 1, and a million steps never fail
     if recovery == 0:
-        return (1 - epsilon) ** steps
+        return ((1 - epsilon) ** steps).to(kept)
     leaving = epsilon + recovery
     factor = (1 - leaving) ** steps
-    # 1 + (1 - l) + (1 - l)^2 + ...; where l = 0 each of these is 1
-    series = torch.where(leaving > 0, (1 - factor) / torch.where(leaving > 0, leaving, 1.0), steps)
-    return 1 - epsilon * series
+    return (1 - epsilon * (1 - factor) / leaving).to(kept)
 
 
 def expected_steps(
@@ -119,6 +119,7 @@ def expected_steps(
     Book: :doc:`/book/frontiers/reasoning`
 
     Example:
+        >>> import torch
         >>> tenth = torch.tensor(0.1)
         >>> [round(float(expected_steps(tenth, steps=20, feedback=f)), 1)
         ...  for f in ("outcome", "process")]
@@ -130,7 +131,8 @@ def expected_steps(
         raise ValueError(f"feedback must be 'outcome' or 'process', got {feedback!r}")
     if _outside(error) or (can_read(error) and bool((error == 1).any())):
         raise ValueError("error must lie in [0, 1): a step that always fails never ends")
-    return steps / (1 - wide(error)) ** (steps if feedback == "outcome" else 1)
+    right = (1 - error.double()) ** (steps if feedback == "outcome" else 1)
+    return (steps / right).to(wide(error).dtype)
 
 
 def _outside(value: Tensor) -> bool:

@@ -62,15 +62,25 @@ class Formula:
         Returns:
             Whether the world is a model of the formula.
         """
-        if self.operator == "var":
-            return bool(world[self.name])
-        if self.operator == "not":
-            return not self.parts[0].holds(world)
-        if self.operator == "and":
-            return all(part.holds(world) for part in self.parts)
-        if self.operator == "or":
-            return any(part.holds(world) for part in self.parts)
-        return self.operator == "true"
+        true: dict[int, bool] = {}
+        todo = [self]  # parts may be shared, and nested deeply
+        while todo:
+            part = todo[-1]
+            missing = [inner for inner in part.parts if id(inner) not in true]
+            if missing:
+                todo += missing
+                continue
+            todo.pop()
+            inside = [true[id(inner)] for inner in part.parts]
+            if part.operator == "var":
+                true[id(part)] = bool(world[part.name])
+            elif part.operator == "not":
+                true[id(part)] = not inside[0]
+            elif part.operator in ("and", "or"):
+                true[id(part)] = all(inside) if part.operator == "and" else any(inside)
+            else:
+                true[id(part)] = part.operator == "true"
+        return true[id(self)]
 
 
 def variable(name: str) -> Formula:
@@ -117,7 +127,10 @@ def parse(text: str) -> Formula:
         False
     """
     marks = [(m.group(), m.start()) for m in re.finditer(r"<->|->|[&|~()]|[A-Za-z_]\w*|\S", text)]
-    made, place = _equivalence(text, marks, 0)
+    try:
+        made, place = _equivalence(text, marks, 0)
+    except RecursionError as error:
+        raise ValueError("no formula: its parentheses are nested too deeply") from error
     if place < len(marks):
         raise _wrong(text, marks, place)
     return made

@@ -162,7 +162,8 @@ def mcts(
         line that was seen.
 
     Raises:
-        ValueError: If a setting is out of its domain, or the start is final.
+        ValueError: If a setting is out of its domain, the start is final, or a reward is no finite
+            number.
 
     Numerics:
         Rewards are kept for one player at all levels; only the choice of a child turns the sign.
@@ -203,6 +204,8 @@ def mcts(
             following = expand(states[-1])
             expanded += 1
         found = float(reward(states[-1]))
+        if not math.isfinite(found):
+            raise ValueError(f"rewards must be finite numbers, got {found} for {states[-1]!r}")
         for node in path:
             node.visits += 1
             node.total += found

@@ -18,7 +18,8 @@ class Calculator:
 
     Where what was written ends in ``<<``, an expression, and ``=``, the next tokens are those of
     its exact value and ``>>``, whatever the model would have picked. Everything else is the inner
-    pick's. An expression that cannot be evaluated is left to the model.
+    pick's. An expression that cannot be evaluated, or whose value has more than some 900 digits, is
+    left to the model.
 
     Args:
         decode: Turns token ids into text.
@@ -121,16 +122,18 @@ class Calculator:
         if not found or self.closes in call or self.asks in call:
             return []
         try:
-            value = calculate(call)
+            written = _written(calculate(call))
         except ValueError:
             return []
         self.calls[row].append(call.strip())
-        return list(self.encode(_written(value) + self.closes))
+        return list(self.encode(written + self.closes))
 
 
 def _written(value: Fraction) -> str:
-    """A whole number, a decimal that ends, or a fraction."""
+    """A whole number, a decimal that ends, or a fraction; nothing of more than some 900 digits."""
     denominator = value.denominator
+    if max(abs(value.numerator), denominator).bit_length() > 3000:
+        raise ValueError("the value is too long to be written")
     for prime in (2, 5):
         while denominator % prime == 0:
             denominator //= prime

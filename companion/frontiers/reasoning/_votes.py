@@ -256,7 +256,8 @@ def pass_at_k(
             raise ValueError("c must lie between 0 and n for each question")
     wrong = (n - c).double()[..., None]
     i = torch.arange(k, device=n.device, dtype=torch.float64)
-    ratio = ((wrong - i) / (n.double()[..., None] - i)).clamp(min=0)
+    # Where fewer than k are wrong, one of the factors is 0.
+    ratio = (wrong - i) / (n.double()[..., None] - i)
     return 1 - ratio.prod(-1)
 
 
@@ -295,9 +296,10 @@ def best_of_n_success(
     right = p.double()
     a = right * t + (1 - right) * f
     passed, failed = right * t, right * (1 - t)
-    none = (1 - a) ** n
-    # (1 - a)^n / (1 - a) needs no division, and a = 0 has no answer that passes.
-    some = torch.where(a > 0, (1 - none) / torch.where(a > 0, a, 1.0), float(n))
+    # 1 - (1 - a)^n without cancellation where a is tiny; a = 0 has no answer that passes, and
+    # (1 - a)^n / (1 - a) needs no division.
+    any_passes = -torch.expm1(n * torch.log1p(-a))
+    some = torch.where(a > 0, any_passes / torch.where(a > 0, a, 1.0), float(n))
     return some * passed + (1 - a) ** (n - 1) * failed
 
 
