@@ -109,6 +109,14 @@ def test_pagerank_of_a_batch_is_that_of_each() -> None:
     torch.testing.assert_close(ou.pagerank(w), torch.stack([ou.pagerank(one) for one in w]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pagerank_of_half_numbers(dtype: torch.dtype) -> None:
+    w = torch.rand(5, 5, generator=torch.Generator().manual_seed(6)).to(dtype)
+    made = ou.pagerank(w, personal=w[0])
+    assert made.dtype == dtype
+    torch.testing.assert_close(made, ou.pagerank(w.double(), personal=w[0].double()).to(dtype))
+
+
 def test_mmr_is_the_greedy_definition() -> None:
     g = torch.Generator().manual_seed(2)
     for trade in (0.0, 0.3, 0.7, 1.0):
@@ -156,6 +164,9 @@ def test_a_text_without_tokens_has_no_bertscore() -> None:
     made = ou.bertscore(x, x, candidate_real=none)
     assert made.f1[0] == 0
     assert made.f1[1] == pytest.approx(1.0)
+    for some, other in ((x[:, :0], x), (x, x[:, :0])):
+        assert [part.tolist() for part in ou.bertscore(some, other)] == [[0, 0]] * 3
+    assert [float(v) for v in ou.bertscore(x[0, :1], -x[0, :1])] == pytest.approx([-1.0] * 3)
 
 
 def test_special_tokens_are_not_matched() -> None:
@@ -216,6 +227,8 @@ def test_phrases_are_learned_from_places_that_agree() -> None:
         (lambda: ou.pagerank(torch.ones(2, 2), damping=1.0), "damping"),
         (lambda: ou.pagerank(torch.ones(2, 2), personal=torch.zeros(2)), "above 0"),
         (lambda: ou.mmr(torch.ones(2), torch.ones(2, 2), k=3), "k must"),
+        (lambda: ou.mmr(torch.tensor([-torch.inf, 1.0]), torch.eye(2), k=2), "relevance must"),
+        (lambda: ou.mmr(torch.ones(2), torch.full((2, 2), torch.nan), k=2), "similarity must"),
         (lambda: ou.reciprocal_rank_fusion([]), "scores"),
         (lambda: ou.reciprocal_rank_fusion([torch.tensor([torch.nan, 1.0])]), "NaN"),
         (lambda: ou.word_overlap(["a"]), "split it first"),
