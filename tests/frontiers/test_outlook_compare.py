@@ -142,6 +142,19 @@ def test_two_identical_players_share_their_ranks() -> None:
     assert bool(made.ratings.isfinite().all())  # the third never won
 
 
+def test_equal_ratings_share_their_ranks() -> None:
+    games = torch.tensor([[0, 1], [1, 2], [2, 0]] * 4)
+    made = ou.rank_intervals(games, torch.full((12,), 0.5), players=3, resamples=9, generator=g())
+    assert made.ranks.tolist() == made.low.tolist() == [1, 1, 1]
+    assert made.high.tolist() == [3, 3, 3]
+
+
+def test_ratings_far_apart_do_not_overflow() -> None:
+    twice = torch.tensor([[0, 1]] * 2)
+    made = ou.elo_ratings(twice, torch.tensor([1.0, 0.0]), players=2, step=1e6, start=0.0)
+    assert made.tolist() == [-5e5, 5e5]  # a sure winner lost
+
+
 def test_risk_is_the_mean_loss_of_the_surest() -> None:
     sure, loss = torch.rand(2, 17, generator=g())
     made = ou.risk_coverage(sure, loss)
@@ -201,6 +214,30 @@ def test_the_frontier_of_equal_and_of_disjoint_laws() -> None:
         (lambda: ou.mcnemar(torch.ones(3), torch.ones(3)), "bool"),
         (lambda: ou.elo_ratings(torch.tensor([[1, 1]]), torch.ones(1), players=2), "different"),
         (lambda: ou.win_matrix(torch.tensor([[0, 1]]), torch.tensor([2.0]), players=2), "results"),
+        (lambda: ou.win_matrix(torch.tensor([[1, 1]]), torch.ones(1), players=2), "different"),
+        (lambda: ou.elo_ratings(torch.tensor([[0, 1]]), torch.tensor([2.0]), players=2), "results"),
+        (
+            lambda: ou.win_matrix(torch.tensor([[0, 1]]), torch.tensor([torch.nan]), players=2),
+            "results",
+        ),
+        (
+            lambda: ou.rank_intervals(
+                torch.tensor([[0, 1]]), torch.ones(1), players=3, generator=g()
+            ),
+            "player 2 has no game",
+        ),
+        (
+            lambda: ou.paired_bootstrap(
+                torch.tensor([1.0, torch.nan]), torch.ones(2), generator=g()
+            ),
+            "first must be finite",
+        ),
+        (
+            lambda: ou.paired_permutation(
+                torch.ones(2), torch.tensor([1.0, torch.nan]), generator=g()
+            ),
+            "second must be finite",
+        ),
         (lambda: ou.elo_update(torch.ones(2), torch.ones(3), torch.ones(2)), "second|first"),
         (lambda: ou.risk_coverage(torch.tensor([torch.nan]), torch.ones(1)), "NaN"),
         (lambda: ou.risk_coverage(torch.ones(2), torch.ones(3)), "loss"),

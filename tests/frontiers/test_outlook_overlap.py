@@ -114,6 +114,7 @@ def test_chrf_of_short_texts_by_both_rules() -> None:
     pair = "Das ist das Haus von Thomas und Samuel", "Das ist das Haus von Tom and Sam"
     want = CHRF().corpus_score([pair[0]], [[pair[1]]]).score
     assert 100 * ou.chrf([pair[0]], [pair[1]]) == pytest.approx(want, abs=1e-6)
+    assert want == pytest.approx(74.98, abs=0.005)
 
 
 @settings(deadline=None, max_examples=60)
@@ -156,6 +157,8 @@ def test_texts_with_too_many_symbols_for_one_number_are_counted_all_the_same() -
         (lambda: ou.exact_match(["a"], []), "0 lists"),
         (lambda: ou.span_answer(torch.ones(3), torch.ones(4)), "end"),
         (lambda: ou.span_answer(torch.ones(3), torch.ones(3), longest=0), "longest"),
+        (lambda: ou.span_answer(torch.ones(3).long(), torch.ones(3).long()), "floating"),
+        (lambda: ou.span_answer(torch.ones(2, 0), torch.ones(2, 0)), "tokens"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call: object, match: str) -> None:
@@ -183,6 +186,23 @@ def test_rouge_equals_rouge_score() -> None:
         for name, score in made.items():
             found = [float(v) for v in score]
             assert found == pytest.approx(list(want[name]), abs=1e-12), name
+
+
+def test_no_summaries_have_no_scores() -> None:
+    for score in (ou.rouge_n([], []), ou.rouge_l([], []), ou.rouge_lsum([], [])):
+        assert [tuple(part.shape) for part in score] == [(0,)] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_counts_of_low_precision_are_scored_in_double(dtype: torch.dtype) -> None:
+    counts = ou.bleu_counts(["a b c", "x"], ["a b d e", "y"])
+    made, want = ou.bleu_from_counts(counts.to(dtype)), ou.bleu_from_counts(counts)
+    assert made.score.tolist() == want.score.tolist()
+    assert bool(ou.bleu_from_counts(torch.zeros(10, dtype=dtype)).precisions.isfinite().all())
+    counts = ou.chrf_counts(["abc", "x"], ["abd", "y"])
+    for epsilon in (False, True):
+        again = ou.chrf_from_counts(counts.to(dtype), epsilon=epsilon)
+        assert again.tolist() == ou.chrf_from_counts(counts, epsilon=epsilon).tolist()
 
 
 def test_sentences_that_change_places_halve_rouge_l_alone() -> None:

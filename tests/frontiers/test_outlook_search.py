@@ -1,5 +1,6 @@
 """BM25, PageRank, MMR, fusion, BERTScore: equal to packages or to the definition."""
 
+import itertools
 import math
 import random
 
@@ -109,6 +110,14 @@ def test_pagerank_of_a_batch_is_that_of_each() -> None:
     torch.testing.assert_close(ou.pagerank(w), torch.stack([ou.pagerank(one) for one in w]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pagerank_of_half_numbers(dtype: torch.dtype) -> None:
+    w = torch.rand(5, 5, generator=torch.Generator().manual_seed(6)).to(dtype)
+    made = ou.pagerank(w, personal=w[0])
+    assert made.dtype == dtype
+    torch.testing.assert_close(made, ou.pagerank(w.double(), personal=w[0].double()).to(dtype))
+
+
 def test_mmr_is_the_greedy_definition() -> None:
     g = torch.Generator().manual_seed(2)
     for trade in (0.0, 0.3, 0.7, 1.0):
@@ -156,6 +165,9 @@ def test_a_text_without_tokens_has_no_bertscore() -> None:
     made = ou.bertscore(x, x, candidate_real=none)
     assert made.f1[0] == 0
     assert made.f1[1] == pytest.approx(1.0)
+    for some, other in ((x[:, :0], x), (x, x[:, :0])):
+        assert [part.tolist() for part in ou.bertscore(some, other)] == [[0, 0]] * 3
+    assert [float(v) for v in ou.bertscore(x[0, :1], -x[0, :1])] == pytest.approx([-1.0] * 3)
 
 
 def test_special_tokens_are_not_matched() -> None:
@@ -201,6 +213,39 @@ def test_phrases_are_learned_from_places_that_agree() -> None:
         ou.PhraseTable(["a"], [])
 
 
+def test_a_phrase_counts_among_all_places_where_it_stands() -> None:
+    pairs = [("a x b", "a y b")] * 3 + [("a x b", "a z b"), ("c", "d")] + [("x w", "y")] * 2
+    table = ou.PhraseTable(*zip(*pairs, strict=True), longest=2, least=2).table
+    assert table["x",] == (("y",), pytest.approx(math.log(3 / 6)))  # six times, three as y
+    assert table["a", "x"] == (("a", "y"), pytest.approx(math.log(3 / 4)))
+    assert table["x", "w"] == (("y",), 0.0)  # twice: the least that counts
+    assert ("a", "x", "b") not in table  # too long
+    assert ("c",) not in table  # seen once
+    assert ("a", "x", "b") in ou.PhraseTable(*zip(*pairs, strict=True), longest=3).table
+    long = [("the " * 240 + "x", "the " * 240 + "y")] * 2
+    assert ou.PhraseTable(*zip(*long, strict=True), longest=1).table["x",] == (("y",), 0.0)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.137, 2.0])
+def test_a_translation_is_the_best_of_all_cuts(penalty: float) -> None:
+    r = random.Random(7)
+    source = [" ".join(r.choices("abcd", k=r.randint(1, 6))) for _ in range(60)]
+    target = [" ".join(r.choice([w, w, w.upper(), w + w]) for w in s.split()) for s in source]
+    made = ou.PhraseTable(source, target, longest=3, least=2, penalty=penalty)
+    for text in source[:25]:
+        words = [*text.split(), "new"]
+        found: dict[str, float] = {}
+        for cuts in itertools.product((False, True), repeat=len(words) - 1):
+            ends = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(words)]
+            parts = [tuple(words[i:j]) for i, j in itertools.pairwise(ends)]
+            if all(len(p) == 1 or (len(p) <= 3 and p in made.table) for p in parts):
+                chosen = [made.table.get(p, (p, 0.0)) for p in parts]
+                said = " ".join(word for phrase, _ in chosen for word in phrase)
+                score = sum(log_p - penalty for _, log_p in chosen)
+                found[said] = max(score, found.get(said, -math.inf))
+        assert found[made.translate(" ".join(words))] == pytest.approx(max(found.values()))
+
+
 @pytest.mark.usefixtures("own_checks")
 @pytest.mark.parametrize(
     ("call", "match"),
@@ -216,6 +261,8 @@ def test_phrases_are_learned_from_places_that_agree() -> None:
         (lambda: ou.pagerank(torch.ones(2, 2), damping=1.0), "damping"),
         (lambda: ou.pagerank(torch.ones(2, 2), personal=torch.zeros(2)), "above 0"),
         (lambda: ou.mmr(torch.ones(2), torch.ones(2, 2), k=3), "k must"),
+        (lambda: ou.mmr(torch.tensor([-torch.inf, 1.0]), torch.eye(2), k=2), "relevance must"),
+        (lambda: ou.mmr(torch.ones(2), torch.full((2, 2), torch.nan), k=2), "similarity must"),
         (lambda: ou.reciprocal_rank_fusion([]), "scores"),
         (lambda: ou.reciprocal_rank_fusion([torch.tensor([torch.nan, 1.0])]), "NaN"),
         (lambda: ou.word_overlap(["a"]), "split it first"),

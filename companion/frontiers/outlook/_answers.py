@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from companion.core import check_count, check_same_shape, check_several
+from companion.core import check_count, check_floating, check_same_shape, check_several
 
 __all__ = [
     "Spans",
@@ -173,7 +173,7 @@ def span_answer(
         The spans; of equal ones the first. Without a real token the score is minus infinity.
 
     Raises:
-        ValueError: If the shapes differ, or ``longest`` is below 1.
+        ValueError: If the shapes differ, there is no token, or ``longest`` is below 1.
 
     Numerics:
         A running maximum from the right, or of a window, in place of all pairs: the cost is linear
@@ -190,7 +190,9 @@ def span_answer(
         >>> span_answer(torch.tensor([0.0, 3.0, 0.0]), torch.tensor([2.0, 0.0, 1.0]))[:2]
         (tensor(1), tensor(2))
     """
+    check_floating("start", start)
     check_same_shape("start", start, "end", end)
+    check_count("tokens", start.shape[-1])
     lowest = float("-inf")
     if real is not None:
         check_same_shape("real", real, "start", start)

@@ -170,7 +170,7 @@ def bleu_from_counts(
         effective_order: As in :func:`bleu`.
 
     Returns:
-        Score and parts, of the batch's shape.
+        Score and parts, of the batch's shape, float64.
 
     Raises:
         ValueError: If the number of counts is odd or below 4, there is no such smoothing, or its
@@ -192,6 +192,7 @@ def bleu_from_counts(
         check_in_range("value", k, low=0.0, open_low=True, open_high=True)
     elif value is not None:
         raise ValueError(f"smoothing {smoothing!r} has no value: leave it out")
+    counts = counts.double()
     length, reference_length = counts[..., 0], counts[..., 1]
     matched, total = counts[..., 2:].chunk(2, -1)
     order = matched.shape[-1]

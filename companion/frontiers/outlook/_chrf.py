@@ -109,7 +109,7 @@ def chrf_from_counts(
         epsilon: As in :func:`chrf`.
 
     Returns:
-        Scores between 0 and 1.
+        Scores between 0 and 1, float64.
 
     Raises:
         ValueError: If the last axis has not 3 entries, or beta is not positive.
@@ -129,7 +129,7 @@ def chrf_from_counts(
 
 def _percent(counts: Tensor, beta: float, epsilon: bool) -> Tensor:
     """Scores up to 100, in the order of operations of sacreBLEU: references tie up to rounding."""
-    ours, theirs, matched = counts.unbind(-1)
+    ours, theirs, matched = counts.double().unbind(-1)
     tiny = torch.full_like(matched, 1e-16)
     precision = torch.where(ours > 0, matched / ours.clamp_min(1), tiny)
     recall = torch.where(theirs > 0, matched / theirs.clamp_min(1), tiny)
@@ -138,7 +138,7 @@ def _percent(counts: Tensor, beta: float, epsilon: bool) -> Tensor:
         below = factor * precision + recall
         each = (1 + factor) * precision * recall / below.clamp_min(1e-300)
         return 100 * _in_turn(torch.where(below > 0, each, tiny)) / counts.shape[-2]
-    there = ((ours > 0) & (theirs > 0)).to(counts.dtype)
+    there = ((ours > 0) & (theirs > 0)).double()
     orders = there.sum(-1).clamp_min(1)
     p, r = _in_turn(precision * there) / orders, _in_turn(recall * there) / orders
     return 100 * ((1 + factor) * p * r / (factor * p + r).clamp_min(1e-300))

@@ -9,7 +9,7 @@ from jaxtyping import Float, Integer
 from scipy import stats
 from torch import Tensor
 
-from companion.core import check_count, check_in_range, check_shape
+from companion.core import can_read, check_count, check_in_range, check_shape
 
 __all__ = [
     "McNemar",
@@ -92,8 +92,8 @@ def paired_bootstrap(
         Scores, difference, intervals, and the two-sided p-value :math:`(1 + \#)/(1 + B)`.
 
     Raises:
-        ValueError: If the shapes differ, there are fewer than two items, the statistic is missing
-            or loses the axis of resamples, or a setting is out of range.
+        ValueError: If the shapes differ, there are fewer than two items, a score is not finite, the
+            statistic is missing or loses the axis of resamples, or a setting is out of range.
 
     References:
         Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP; the
@@ -127,6 +127,7 @@ def compare_resamples(
             f"first has shape {tuple(first.shape)} and second {tuple(second.shape)}: score the "
             "same items by both systems"
         )
+    _check_numbers(first, second)
     check_in_range("level", level, low=0.0, high=1.0, open_low=True, open_high=True)
     one, two = first.double(), second.double()
     if one.ndim == 1:
@@ -154,6 +155,12 @@ def compare_resamples(
     low, high = differences.quantile(tails)
     ends = [tuple(x.quantile(tails).tolist()) for x in (a, b)]
     return PairedBootstrap(whole_a, whole_b, difference, low, high, p_value, ends[0], ends[1])
+
+
+def _check_numbers(first: Tensor, second: Tensor) -> None:
+    for name, scores in (("first", first), ("second", second)):
+        if can_read(scores) and not bool(scores.isfinite().all()):
+            raise ValueError(f"{name} must be finite: an item without a score makes every p small")
 
 
 class PairedTest(NamedTuple):
@@ -189,7 +196,7 @@ def paired_permutation(
         ones it is :math:`(1 + \#)/(1 + \text{draws})`: the data are one of the exchanges.
 
     Raises:
-        ValueError: If the shapes differ or a count is out of range.
+        ValueError: If the shapes differ, a score is not finite, or a count is out of range.
 
     References:
         Noreen 1989; Phipson and Smyth 2010, doi:10.2202/1544-6115.1585, on the added one.
@@ -209,6 +216,7 @@ def paired_permutation(
         )
     n = len(first)
     check_count("items", n)
+    _check_numbers(first, second)
     d = first.double() - second.double()
     observed = d.sum().abs()
     slack = 1e-12 * d.abs().sum()  # sums in another order differ by rounding

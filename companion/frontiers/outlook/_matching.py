@@ -58,6 +58,8 @@ def bertscore(
     theirs = everywhere.expand(*batch, n) if reference_real is None else reference_real
     check_shape("candidate_real", ours, (*batch, m))
     check_shape("reference_real", theirs, (*batch, n))
+    if m == 0 or n == 0:
+        return Overlap(*candidates.new_zeros(3, *batch))
     x = torch.nn.functional.normalize(candidates, dim=-1)
     y = torch.nn.functional.normalize(references, dim=-1)
     cosines = x @ y.mT

@@ -91,6 +91,8 @@ def pagerank(
     check_in_range("damping", damping, low=0.0, high=1.0, open_high=True)
     if can_read(weights) and not bool((weights >= 0).all() & weights.isfinite().all()):
         raise ValueError("weights must be finite and 0 or more: clamp cosines with .clamp(min=0)")
+    dtype = weights.dtype
+    weights = weights.to(torch.promote_types(dtype, torch.float32))  # half has no solver
     v = torch.full_like(weights[..., 0], 1.0 / n)
     if personal is not None:
         check_same_shape("personal", personal, "a row of weights", v)
@@ -98,13 +100,14 @@ def pagerank(
             (personal >= 0).all() & (personal.sum(-1) > 0).all() & personal.isfinite().all()
         ):
             raise ValueError("personal must be 0 or more, and above 0 somewhere")
-        v = personal / personal.sum(-1, keepdim=True)
+        v = personal.to(v.dtype)
+        v = v / v.sum(-1, keepdim=True)
     total = weights.sum(-1, keepdim=True)
     steps = weights / total.masked_fill(total == 0, 1.0)
     steps = torch.where(total > 0, steps, v[..., None, :])
     eye = torch.eye(n, dtype=weights.dtype, device=weights.device)
     r: Tensor = torch.linalg.solve(eye - damping * steps.mT, (1 - damping) * v)
-    return r / r.sum(-1, keepdim=True)
+    return (r / r.sum(-1, keepdim=True)).to(dtype)
 
 
 def word_overlap(sentences: Sequence[Sequence[str]]) -> Float[Tensor, "n n"]:
@@ -166,7 +169,8 @@ def mmr(
         Numbers of the items in the order of their choice; of equal ones the first.
 
     Raises:
-        ValueError: If shapes do not fit, or ``k`` or ``trade`` is out of range.
+        ValueError: If shapes do not fit, a number is not finite, or ``k`` or ``trade`` is out of
+            range.
 
     References:
         Carbonell and Goldstein 1998, doi:10.1145/290941.291025.
@@ -183,6 +187,9 @@ def mmr(
     check_shape("similarity", similarity, (n, n))
     check_count("k", k, high=n)
     check_in_range("trade", trade, low=0.0, high=1.0)
+    for name, values in (("relevance", relevance), ("similarity", similarity)):
+        if can_read(values) and not bool(values.isfinite().all()):
+            raise ValueError(f"{name} must be finite: leave out items that must not be chosen")
     nearest = torch.zeros_like(relevance)  # of nothing: the first choice is by relevance alone
     taken = torch.zeros(n, dtype=torch.bool, device=relevance.device)
     chosen = []

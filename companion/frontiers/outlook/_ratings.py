@@ -32,6 +32,7 @@ __all__ = [
 
 #: Elo points of one nat of reward: 400 / ln 10.
 ELO_UNIT = 400 / math.log(10)
+_SAME = 1e-6  # points
 
 
 def elo_expected(first: Float[Tensor, "..."], second: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -93,6 +94,17 @@ def elo_update(
     return first + move, second - move
 
 
+def _check_games(games: Tensor, results: Tensor, players: int) -> None:
+    check_shape("games", games, (None, 2))
+    check_shape("results", results, (len(games),))
+    check_count("players", players)
+    check_ids("games", games, players)
+    if can_read(games) and bool((games[:, 0] == games[:, 1]).any()):
+        raise ValueError("games must have two different players")
+    if can_read(results) and not bool(((results >= 0) & (results <= 1)).all()):
+        raise ValueError("results must lie between 0 (lost) and 1 (won)")
+
+
 def elo_ratings(
     games: Integer[Tensor, "games 2"],
     results: Float[Tensor, " games"],
@@ -114,7 +126,8 @@ def elo_ratings(
         Ratings after the last game, float64. Another order of the same games gives others.
 
     Raises:
-        ValueError: If shapes do not fit, a player is out of range, or one plays itself.
+        ValueError: If shapes do not fit, a player is out of range or plays itself, or a result is
+            not in [0, 1].
 
     Book: :doc:`/book/frontiers/outlook`
 
@@ -123,16 +136,11 @@ def elo_ratings(
         >>> elo_ratings(pair, torch.tensor([1.0, 0.0]), players=2).round(decimals=2)
         tensor([ 998.5300, 1001.4700], dtype=torch.float64)
     """
-    check_shape("games", games, (None, 2))
-    check_shape("results", results, (len(games),))
-    check_count("players", players)
+    _check_games(games, results, players)
     check_in_range("step", step, low=0.0, open_low=True, open_high=True)
-    check_ids("games", games, players)
-    if bool((games[:, 0] == games[:, 1]).any()):
-        raise ValueError("games must have two different players")
     ratings = [start] * players
     for (i, j), result in zip(games.tolist(), results.tolist(), strict=True):
-        expected = 1 / (1 + math.exp((ratings[j] - ratings[i]) / ELO_UNIT))
+        expected = (1 + math.tanh((ratings[i] - ratings[j]) / ELO_UNIT / 2)) / 2  # no overflow
         move = step * (result - expected)
         ratings[i] += move
         ratings[j] -= move
@@ -154,7 +162,7 @@ def win_matrix(
         :func:`companion.frontiers.reinforcement.fit_bradley_terry` takes.
 
     Raises:
-        ValueError: If shapes do not fit, a player is out of range, or a result is not in [0, 1].
+        ValueError: As in :func:`elo_ratings`.
 
     Book: :doc:`/book/frontiers/outlook`
 
@@ -163,13 +171,9 @@ def win_matrix(
         tensor([[0.0000, 1.5000],
                 [0.5000, 0.0000]], dtype=torch.float64)
     """
-    check_shape("games", games, (None, 2))
-    check_shape("results", results, (len(games),))
+    _check_games(games, results, players)
     check_floating("results", results)
-    check_ids("games", games, players)
     s = results.double()
-    if can_read(s) and bool(((s < 0) | (s > 1)).any()):
-        raise ValueError("results must lie between 0 (lost) and 1 (won)")
     table = torch.zeros(players, players, dtype=torch.float64)
     table.index_put_((games[:, 0], games[:, 1]), s, accumulate=True)
     table.index_put_((games[:, 1], games[:, 0]), 1 - s, accumulate=True)
@@ -202,7 +206,7 @@ class RankIntervals(NamedTuple):
     Attributes:
         ratings: In Elo's points, with the mean of the start.
         interval: Ends of each rating's percentile interval.
-        ranks: Rank of each player, 1 for the best.
+        ranks: Rank of each player, 1 for the best; equal ratings share the better one.
         low: Best rank within the interval of ranks.
         high: Worst rank.
         resamples: Ratings of each resample.
@@ -243,7 +247,8 @@ def rank_intervals(
         Ratings, ranks, and their intervals.
 
     Raises:
-        ValueError: If shapes do not fit or a setting is out of range.
+        ValueError: As in :func:`elo_ratings`, or if a player has no game or a setting is out of
+            range.
 
     Book: :doc:`/book/frontiers/outlook`
 
@@ -259,6 +264,10 @@ def rank_intervals(
     check_in_range("level", level, low=0.0, high=1.0, open_low=True, open_high=True)
     check_in_range("prior", prior, low=0.0, open_low=True, open_high=True)
 
+    idle = torch.bincount(games.flatten(), minlength=players) == 0
+    if bool(idle.any()):
+        raise ValueError(f"player {int(idle.nonzero()[0])} has no game: leave it out")
+
     def fit(which: Tensor) -> Tensor:
         table = win_matrix(games[which], results[which], players=players)
         return elo_scale(fit_bradley_terry(table, prior=prior))
@@ -268,9 +277,15 @@ def rank_intervals(
     again = torch.stack([fit(row) for row in drawn])
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     ends = again.quantile(tails, dim=0)
-    places = again.argsort(1, descending=True).argsort(1) + 1
+    best, worst = _places(again)
     # Ranks are whole numbers: an end is a rank that was seen, never one between two.
-    low = places.double().quantile(tails[0], dim=0, interpolation="lower").long()
-    high = places.double().quantile(tails[1], dim=0, interpolation="higher").long()
-    ranks = ratings.argsort(descending=True).argsort() + 1
+    low = best.double().quantile(tails[0], dim=0, interpolation="lower").long()
+    high = worst.double().quantile(tails[1], dim=0, interpolation="higher").long()
+    ranks = _places(ratings[None])[0][0]
     return RankIntervals(ratings, Interval(ends[0], ends[1]), ranks, low, high, again)
+
+
+def _places(ratings: Tensor) -> tuple[Tensor, Tensor]:
+    """Best and worst rank of each player: equal ratings, up to rounding, share theirs."""
+    ahead = ratings[:, None, :] - ratings[:, :, None]
+    return (ahead > _SAME).sum(-1) + 1, (ahead > -_SAME).sum(-1)

@@ -56,9 +56,9 @@ def rouge_tokens(text: str) -> list[str]:
     return _OTHER.sub(" ", text.lower()).split()
 
 
-def overlap(matched: Sequence[float], ours: Sequence[float], theirs: Sequence[float]) -> Overlap:
-    """Precision, recall and F1 of counts."""
-    m, a, b = (torch.tensor(c, dtype=torch.float64) for c in (matched, ours, theirs))
+def overlap(rows: Sequence[tuple[float, float, float]]) -> Overlap:
+    """Precision, recall and F1 of rows with what is common, what one has and what the other has."""
+    m, a, b = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).unbind(1)
     return Overlap(m / a.clamp_min(1), m / b.clamp_min(1), 2 * m / (a + b).clamp_min(1))
 
 
@@ -109,7 +109,7 @@ dtype=torch.float64), f1=tensor([0.5714], dtype=torch.float64))
     for prediction, reference in zip(predictions, references, strict=True):
         a, b = (_grams(tokenize(text), n) for text in (prediction, reference))
         rows.append(((a & b).total(), a.total(), b.total()))
-    return overlap(*(list(c) for c in zip(*rows, strict=True)))
+    return overlap(rows)
 
 
 def _grams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
@@ -189,7 +189,7 @@ def rouge_l(
     for prediction, reference in zip(predictions, references, strict=True):
         a, b = tokenize(prediction), tokenize(reference)
         rows.append((common_subsequence(a, b), len(a), len(b)))
-    return overlap(*(list(c) for c in zip(*rows, strict=True)))
+    return overlap(rows)
 
 
 def rouge_lsum(
@@ -245,7 +245,7 @@ def rouge_lsum(
                     left[token] -= 1
                     hits += 1
         rows.append((hits, sum(map(len, ours)), sum(map(len, theirs))))
-    return overlap(*(list(c) for c in zip(*rows, strict=True)))
+    return overlap(rows)
 
 
 def _subsequence(first: list[str], second: list[str]) -> list[int]:
