@@ -4,13 +4,13 @@ Some minutes of one core a seed. In the stored runs ``seconds`` and ``cpu_second
 runs were interrupted before this script counted, and what had passed by then was entered by hand;
 ``agrees_seen`` was added later, by fitting the judge again, which agreed to the last digit.
 
-The model of 0.3 million parameters is trained by ``companion train`` on sums of two numbers from 10 to 99. Where the last digits add up to 13 or
-more, 70 % of the lines forget the carry; of the others 40 % are off by 1 or 10. From there it goes
-on in several ways, each from the same start: GRPO with a verifier, without and with a price of
-leaving the start; DPO and IPO on pairs of its own answers; GRPO with the majority of its own
-answers in place of the verifier; and GRPO with a reward model that was fitted to a few of those
-pairs. A thousand sums occur in no text and no prompt; all numbers are about them, unless said
-otherwise.
+The model of 0.3 million parameters is trained by ``companion train`` on sums of two numbers from 10
+to 99. Where the last digits add up to 13 or more, 70 % of the lines forget the carry; of the others
+40 % are off by 1 or 10. From there it goes on in several ways, each from the same start: GRPO with
+a verifier, without and with a price of leaving the start; DPO and IPO on pairs of its own answers;
+GRPO with the majority of its own answers in place of the verifier; and GRPO with a reward model
+that was fitted to a few of those pairs. A thousand sums occur in no text and no prompt; all numbers
+are about them, unless said otherwise.
 
 A run that was interrupted goes on when the same command is given again, with the same ``--work``.
 """
