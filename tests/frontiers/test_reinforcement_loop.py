@@ -168,6 +168,9 @@ def test_a_schedule_is_a_factor_of_the_rate():
         learn(lr=0.02, schedule=lambda step: 0.5),
     ):
         assert all(torch.equal(same[name], plain[name]) for name in plain)
+    asked = []
+    learn(lr=0.01, schedule=lambda step: asked.append(step) or 1.0)
+    assert asked == [0, 1]
     other = learn(lr=0.01, schedule=lambda step: 1.0 - step / 2)
     assert any(not torch.equal(other[name], plain[name]) for name in plain)
 
