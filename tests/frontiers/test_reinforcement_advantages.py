@@ -13,6 +13,7 @@ from companion.frontiers.reinforcement import (
     bandit_gradient,
     fit_overoptimization,
     gae,
+    grpo_advantages,
     kl_optimum,
     optimal_baseline,
     overoptimization,
@@ -149,8 +150,6 @@ def test_leaving_one_out_is_unbiased_and_dividing_by_the_spread_is_not() -> None
     # A baseline with the answer itself in it shrinks the gradient by (G - 1) / G.
     centered = r[groups] - r[groups].mean(1, keepdim=True)
     torch.testing.assert_close(mean(centered), 0.75 * true)
-    from companion.frontiers.reinforcement import grpo_advantages
-
     scaled = mean(grpo_advantages(r[groups]))
     cosine = float(torch.nn.functional.cosine_similarity(scaled, true, dim=0))
     assert cosine < 0.9999  # not even the direction is kept
@@ -191,6 +190,45 @@ def test_what_is_impossible_stays_so() -> None:
     assert bool(torch.isfinite(best.value))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_divergence_keeps_its_digits_at_every_price(dtype) -> None:
+    ref = torch.tensor([0.5, 0.3, 0.2], dtype=dtype)
+    r = torch.tensor([0.0, 1.0, 1.0], dtype=dtype)
+    # Almost for nothing: all on the two best, in the proportions of the reference.
+    best = kl_optimum(ref.log(), r, beta=1e-30)
+    assert best.log_probs.exp().tolist() == pytest.approx([0.0, 0.6, 0.4])
+    assert float(best.kl) == pytest.approx(math.log(2))
+    assert float(best.value) == pytest.approx(1.0)
+    # At a high price the divergence is the variance of the rewards over 2 beta^2.
+    best = kl_optimum(ref.log(), r, beta=1e4)
+    assert float(best.kl) == pytest.approx(0.25 / 2e8, rel=1e-2 if dtype == torch.float32 else 1e-4)
+    # And in between: also where the best outcome is impossible, and pays most.
+    ref = torch.tensor([0.5, 0.5, 0.0], dtype=dtype)
+    best = kl_optimum(ref.log(), torch.tensor([0.0, 2.0, 9.0], dtype=dtype), beta=0.5)
+    p = 1 / (1 + math.exp(-4))
+    want = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    assert float(best.kl) == pytest.approx(want, rel=1e-5)
+    assert float(best.reward) == pytest.approx(2 * p)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_equal_rewards_say_exactly_nothing(scale) -> None:
+    # The mean of seven times 0.1 is not 0.1 in float64.
+    rewards = torch.tensor([[0.1] * 7, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0]], dtype=torch.float64)
+    for made in (grpo_advantages(rewards, scale=scale), rloo_advantages(rewards)):
+        assert made[0].tolist() == [0.0] * 7
+        assert bool((made[1] != 0).all())
+    assert rloo_advantages(torch.tensor([[3.0]])).tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_the_unit_of_rewards_does_not_matter(unit) -> None:
+    rewards = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 0.0]])
+    for scale in ("group", "batch"):
+        made = grpo_advantages(rewards * unit, scale=scale)
+        torch.testing.assert_close(made, grpo_advantages(rewards, scale=scale))
+
+
 def test_all_texts_are_all_and_in_order() -> None:
     made = all_texts(3, 4)
     assert made.shape == (81, 4)
@@ -209,6 +247,12 @@ def test_a_law_is_found_again(kind) -> None:
     fit = fit_overoptimization(kl, overoptimization(kl, 1.3, 0.4, kind=kind), kind=kind)
     assert (float(fit.alpha), float(fit.beta)) == pytest.approx((1.3, 0.4))
     assert float(fit.r2) == pytest.approx(1.0)
+    bent = overoptimization(kl, 1.3, 0.4, kind=kind) + 0.3 * (kl - 1).square()
+    worse = fit_overoptimization(kl, bent, kind=kind)
+    left = bent - overoptimization(kl, worse.alpha, worse.beta, kind=kind)
+    share = left.square().sum() / (bent - bent.mean()).square().sum()
+    assert 0.01 < float(share) < 0.99
+    assert float(worse.r2) == pytest.approx(1 - float(share))
     around = fit.peak + torch.tensor([-0.01, 0.0, 0.01], dtype=torch.float64)
     heights = overoptimization(around.square(), 1.3, 0.4, kind=kind)
     assert float(heights[1]) > max(float(heights[0]), float(heights[2]))
@@ -231,6 +275,29 @@ def test_a_law_without_a_hump_has_no_peak() -> None:
         (
             "last_value must have shape",
             lambda: gae(torch.zeros(3, 5), torch.zeros(3, 5), last_value=torch.zeros(5)),
+        ),
+        (
+            "rewards must be finite",
+            lambda: bandit_gradient(torch.zeros(2), torch.tensor([0.0, math.inf])),
+        ),
+        ("an entry that is not 0", lambda: optimal_baseline(torch.zeros(3, 5), torch.zeros(3))),
+        (
+            "an outcome possible",
+            lambda: kl_optimum(torch.full((2,), -math.inf), torch.zeros(2), beta=1.0),
+        ),
+        ("outcomes must be 1", lambda: kl_optimum(torch.zeros(0), torch.zeros(0), beta=1.0)),
+        ("kl must be divergences", lambda: overoptimization(-torch.ones(1), 1.0, 1.0, kind="rl")),
+        (
+            "kl must be divergences",
+            lambda: fit_overoptimization(torch.tensor([-1.0, 1, 2]), torch.zeros(3), kind="rl"),
+        ),
+        (
+            "two different divergences",
+            lambda: fit_overoptimization(torch.tensor([0.0, 2, 2]), torch.zeros(3), kind="bon"),
+        ),
+        (
+            "gain must be finite",
+            lambda: fit_overoptimization(torch.tensor([1.0, 2]), torch.ones(2) / 0, kind="bon"),
         ),
         ("beta must lie", lambda: kl_optimum(torch.zeros(3), torch.zeros(3), beta=0.0)),
         ("rewards must be finite", lambda: kl_optimum(torch.zeros(1), torch.ones(1) / 0, beta=1.0)),

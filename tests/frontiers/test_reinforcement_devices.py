@@ -1,5 +1,6 @@
 """Without values: all of it runs on the meta device; in half precision it stays finite."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -78,7 +79,7 @@ def test_half_precision_is_widened_and_autocast_stays_finite() -> None:
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
 
 
-def test_a_reward_is_read_at_the_last_token_wherever_padding_is() -> None:
+def test_a_reward_is_read_at_the_last_token_wherever_padding_is(own_checks) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         judge = rl.RewardModel(Decoder(CONFIG)).double()
@@ -95,3 +96,13 @@ def test_a_reward_is_read_at_the_last_token_wherever_padding_is() -> None:
     # The negative control: one column off is another number.
     assert abs(float((judge(text[:, :3]) - alone).detach())) > 1e-3
     assert rl.last_real(torch.cat([no, yes, no], 1)).tolist() == [6]
+    for wrong in (yes.long(), yes[:, :0]):
+        with pytest.raises(ValueError, match="real must be boolean with one column at least"):
+            rl.last_real(wrong)
+
+
+def test_a_new_judge_has_no_opinion() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        judge = rl.RewardModel(Decoder(CONFIG))
+    assert judge(torch.tensor([[3, 5], [7, 0]])).tolist() == [0.0, 0.0]

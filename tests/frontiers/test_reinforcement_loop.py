@@ -168,6 +168,9 @@ def test_a_schedule_is_a_factor_of_the_rate():
         learn(lr=0.02, schedule=lambda step: 0.5),
     ):
         assert all(torch.equal(same[name], plain[name]) for name in plain)
+    asked = []
+    learn(lr=0.01, schedule=lambda step: asked.append(step) or 1.0)
+    assert asked == [0, 1]
     other = learn(lr=0.01, schedule=lambda step: 1.0 - step / 2)
     assert any(not torch.equal(other[name], plain[name]) for name in plain)
 
@@ -282,6 +285,8 @@ def test_shorter_prompts_are_padded_on_the_left_and_read_as_if_alone():
     ids, real = pad_prompts([torch.tensor([3, 4, 5]), torch.tensor([6])])
     assert ids.tolist() == [[3, 4, 5], [0, 0, 6]]
     assert real.tolist() == [[True] * 3, [False, False, True]]
+    other, _ = pad_prompts([torch.tensor([3, 4, 5]), torch.tensor([6])], pad=9)
+    assert other.tolist() == [[3, 4, 5], [9, 9, 6]]
     model = decoder().eval()
     both = write_samples(
         model,
@@ -319,6 +324,8 @@ def test_what_cannot_work_is_refused(own_checks):
             learn(**more)
     with pytest.raises(ValueError, match="prompt 1 must be 1 or more"):
         pad_prompts([torch.tensor([1]), torch.empty(0).long()])
+    with pytest.raises(ValueError, match="prompt 0 must hold token ids"):
+        pad_prompts([torch.tensor([1.0])])
     with pytest.raises(ValueError, match="rows must lie within the 7 prompts"):
         write_samples(
             model, worker.PROMPTS, group=1, tokens=1, stop=[0], generator=generator(0), rows=(5, 9)

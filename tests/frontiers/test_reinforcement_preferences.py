@@ -156,6 +156,8 @@ def test_results_without_a_finite_answer_are_refused_or_held_by_a_prior() -> Non
     assert abs(float(slope)) < 1e-9
     with pytest.raises(ValueError, match="wins must be 0 or more"):
         fit_bradley_terry(torch.tensor([[0.0, -1.0], [1.0, 0.0]]))
+    with pytest.raises(ValueError, match="and finite"):
+        fit_bradley_terry(torch.tensor([[0.0, math.nan], [1.0, 0.0]]))
 
 
 # --- judging oneself -----------------------------------------------------------------------------
@@ -218,6 +220,11 @@ def test_a_judge_that_cannot_tell_leaves_the_accuracy_as_it_is() -> None:
     assert abs(found - want) < 5 * math.sqrt(0.25 / n)
     with pytest.raises(ValueError, match=r"t must lie in \[0"):
         corrected_accuracy(p, t=1.2, f=0.1)
+    for wrong in (-0.1, 1.2, math.nan):
+        with pytest.raises(ValueError, match=r"f must lie in \[0"):
+            corrected_accuracy(p, t=0.5, f=torch.tensor(wrong))
+        with pytest.raises(ValueError, match=r"p must lie in \[0"):
+            corrected_accuracy(torch.tensor([0.5, wrong]), t=0.5, f=0.5)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from companion.core import (
+    can_read,
     check_finite,
     check_floating,
     check_in_range,
@@ -54,7 +55,7 @@ def bandit_gradient(
         The gradient. It sums to 0 over the actions.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ or a reward is not finite.
 
     References:
         Sutton and Barto 2018, "Reinforcement Learning", section 2.8.
@@ -66,7 +67,9 @@ def bandit_gradient(
         >>> bandit_gradient(p.log(), r)
         tensor([-0.3500,  0.0900,  0.2600])
     """
+    check_floating("logits", logits)
     check_same_shape("logits", logits, "rewards", rewards)
+    check_finite("rewards", rewards)
     p = wide(logits).softmax(-1)
     return p * (rewards - (p * rewards).sum(-1, keepdim=True))
 
@@ -87,7 +90,7 @@ def optimal_baseline(
         The baseline, with means in place of the expectations.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not fit, or all scores are 0: any constant is as good then.
 
     References:
         Greensmith, Bartlett and Baxter 2004, Journal of Machine Learning Research 5.
@@ -101,7 +104,10 @@ def optimal_baseline(
     check_shape("scores", scores, (None, None))
     check_shape("rewards", rewards, (scores.shape[0],))
     square = wide(scores).square().sum(1)
-    return (square * rewards).sum() / square.sum()
+    total = square.sum()
+    if can_read(total) and not bool(total > 0):
+        raise ValueError("scores must have an entry that is not 0, so that a baseline matters")
+    return (square * rewards).sum() / total
 
 
 def _check_groups(rewards: Tensor) -> Tensor:
@@ -123,7 +129,8 @@ def rloo_advantages(rewards: Float[Tensor, "*prompts group"]) -> Float[Tensor, "
         rewards: Of the answers to each prompt, a row a prompt.
 
     Returns:
-        Advantages, float32 or better. In a group of one there is no other answer: 0.
+        Advantages, float32 or better. In a group of one there is no other answer: 0. Where all
+        rewards of a group are equal they are exactly 0.
 
     Raises:
         ValueError: If a reward is not finite, or there is no answer.
@@ -139,7 +146,13 @@ def rloo_advantages(rewards: Float[Tensor, "*prompts group"]) -> Float[Tensor, "
     """
     rewards = _check_groups(rewards)
     size = rewards.shape[-1]
-    return (rewards - rewards.mean(-1, keepdim=True)) * (size / max(size - 1, 1))
+    return _centered(rewards) * (size / max(size - 1, 1))
+
+
+def _centered(rewards: Tensor) -> Tensor:
+    """Distances from the group's mean, exactly 0 where all are equal: rounding moves a mean."""
+    same = rewards.amax(-1, keepdim=True) == rewards.amin(-1, keepdim=True)
+    return torch.where(same, 0.0, rewards - rewards.mean(-1, keepdim=True))
 
 
 def grpo_advantages(
@@ -169,7 +182,8 @@ def grpo_advantages(
 
     Numerics:
         Groups of equal rewards are found by comparing, not by a small standard deviation, which
-        rounding can make of equal numbers.
+        rounding can make of equal numbers. Squares are of shares of the largest distance, so they
+        neither overflow nor vanish.
 
     References:
         Shao et al. 2024, arXiv:2402.03300, section 4.1.2; Liu et al. 2025, arXiv:2503.20783 (Dr.
@@ -188,18 +202,24 @@ def grpo_advantages(
         raise ValueError(f"ddof must be 0 or 1, got {ddof}")
     check_in_range("eps", eps, low=0.0, open_high=True)
     rewards = _check_groups(rewards)
-    centered = rewards - rewards.mean(-1, keepdim=True)
-    same = rewards.amax(-1, keepdim=True) == rewards.amin(-1, keepdim=True)
+    centered = _centered(rewards)
+    if scale == "none":
+        return centered
     if scale == "group":
-        count = max(rewards.shape[-1] - ddof, 1)
-        spread = (centered.square().sum(-1, keepdim=True) / count).sqrt()
-    elif scale == "batch":
-        off = rewards - rewards.mean()
-        spread = (off.square().sum() / max(rewards.numel() - ddof, 1)).sqrt()
+        spread = _deviation(centered, ddof)
     else:
-        spread = torch.ones_like(centered[..., :1])
-    spread = torch.where(same, 1.0, spread + eps)
-    return torch.where(same, 0.0, centered / spread)
+        spread = _deviation((rewards - rewards.mean()).flatten(), ddof)
+    silent = (centered == 0).all(-1, keepdim=True)
+    return centered / torch.where(silent, 1.0, spread + eps)
+
+
+def _deviation(off: Tensor, ddof: int) -> Tensor:
+    """Standard deviation along the last axis of numbers that are distances from a mean."""
+    largest = off.abs().amax(-1, keepdim=True)
+    unit = torch.where(largest > 0, largest, 1.0)
+    return (
+        unit * ((off / unit).square().sum(-1, keepdim=True) / max(off.shape[-1] - ddof, 1)).sqrt()
+    )
 
 
 def gae(

@@ -7,6 +7,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from companion.core import (
+    can_read,
     check_count,
     check_finite,
     check_floating,
@@ -62,7 +63,12 @@ def kl_optimum(
         The policy, its value, reward, and divergence.
 
     Raises:
-        ValueError: If the shapes differ, a reward is not finite, or beta is not above 0.
+        ValueError: If the shapes differ, a reward is not finite, beta is not above 0, or a
+            reference leaves nothing possible.
+
+    Numerics:
+        The divergence is a sum of terms that are never negative. As reward minus value, divided by
+        beta, it would lose all digits where beta is very small or very large.
 
     References:
         Donsker and Varadhan 1975; for language models, Korbak et al. 2022, arXiv:2205.11275.
@@ -79,15 +85,30 @@ def kl_optimum(
     check_same_shape("reference", reference, "rewards", rewards)
     check_finite("rewards", rewards)
     check_in_range("beta", beta, low=0.0, open_low=True, open_high=True)
+    check_count("outcomes", reference.shape[-1])
     base = wide(reference).log_softmax(-1)
     r = wide(rewards)
-    scores = base + r / beta
+    # From the best possible outcome down, so that a small beta hides nothing.
+    top = r.masked_fill(base == -torch.inf, -torch.inf).amax(-1, keepdim=True)
+    tilt = (r - top).clamp_max(0.0) / beta
+    scores = base + tilt
     log_z = scores.logsumexp(-1, keepdim=True)
+    if can_read(log_z) and not bool(log_z.isfinite().all()):
+        raise ValueError(
+            "reference must leave an outcome possible in each row, without NaN or plus infinity"
+        )
     log_probs = scores - log_z
     p = log_probs.exp()
-    reward = (p * r).sum(-1)
-    value = beta * log_z.squeeze(-1)
-    return KLOptimum(log_probs, value, reward, (reward - value) / beta)
+    value = (top + beta * log_z).squeeze(-1)
+    # With log p = log q + d the divergence is the sum of q (d e^d - e^d + 1), all 0 or more.
+    d = tilt - log_z
+    near = d.clamp(-1.0, 1.0)
+    terms = torch.where(
+        d.abs() < 1,
+        base.exp() * (near * near.exp() - near.expm1()),
+        p * d - p + base.exp(),
+    )
+    return KLOptimum(log_probs, value, (p * r).sum(-1), terms.sum(-1))
 
 
 def all_texts(
@@ -143,6 +164,11 @@ def _check_kind(kind: str) -> None:
         raise ValueError(f'kind must be "bon" or "rl", got {kind!r}')
 
 
+def _check_divergences(kl: Tensor) -> None:
+    if can_read(kl) and not bool((kl >= 0).all()):
+        raise ValueError("kl must be divergences, 0 or more")
+
+
 def overoptimization(
     kl: Float[Tensor, "*batch"],
     alpha: float | Float[Tensor, ""],
@@ -166,7 +192,7 @@ def overoptimization(
         The gain over the reference.
 
     Raises:
-        ValueError: If the kind is unknown.
+        ValueError: If the kind is unknown, or a divergence is negative.
 
     References:
         Gao, Schulman and Hilton 2022, arXiv:2210.10760, eq. 1; laws that were found, not derived.
@@ -179,6 +205,7 @@ def overoptimization(
     """
     _check_kind(kind)
     check_floating("kl", kl)
+    _check_divergences(kl)
     d = wide(kl).sqrt()
     if kind == "bon":
         bent: Tensor = d * (alpha - beta * d)
@@ -206,7 +233,8 @@ def fit_overoptimization(
         :math:`\beta \le 0` there is none, and it is infinite.
 
     Raises:
-        ValueError: If the shapes differ or there are fewer than two points.
+        ValueError: If the shapes differ, a number is not finite, a divergence is negative, or
+            fewer than two different ones are above 0.
 
     Book: :doc:`/book/frontiers/reinforcement`
 
@@ -221,6 +249,12 @@ def fit_overoptimization(
     check_floating("kl", kl)
     check_floating("gain", gain)
     check_same_shape("kl", kl, "gain", gain)
+    check_finite("kl", kl)
+    check_finite("gain", gain)
+    _check_divergences(kl)
+    above = kl[kl > 0] if can_read(kl) else None
+    if above is not None and (len(above) < 2 or bool((above == above[0]).all())):
+        raise ValueError("a law of two constants needs two different divergences above 0")
     d, y = wide(kl).sqrt(), wide(gain)
     bend = d.square() if kind == "bon" else torch.special.xlogy(d, d)
     design = torch.stack([d, -bend], dim=1)

@@ -191,7 +191,7 @@ def corrected_accuracy(
     for name, value in (("p", p), ("t", t), ("f", f)):
         if not isinstance(value, Tensor):
             check_in_range(name, value, low=0.0, high=1.0)
-        elif can_read(value) and bool(((value < 0) | (value > 1)).any()):
+        elif can_read(value) and not bool(((value >= 0) & (value <= 1)).all()):
             raise ValueError(f"{name} must lie in [0, 1]")
     p = wide(p)
     return p * t + (p * (1 - t) + (1 - p) * (1 - f)) * p

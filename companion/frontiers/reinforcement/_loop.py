@@ -66,7 +66,7 @@ class ReinforceLog:
 
     Attributes:
         reward: Mean reward, without any penalty.
-        silent: Share of groups whose rewards are all equal: they teach nothing.
+        silent: Share of groups whose rewards are all equal: they teach nothing, or only the price.
         kl: Divergence from the reference, nats a text, as the mean sum of ``k3`` over its tokens;
             NaN without a reference.
         entropy: Of the policy, nats a token.
@@ -173,7 +173,9 @@ def reinforce(
         normalize: As in :func:`grpo_loss`; ``"length"`` divides by ``tokens``.
         beta: Price :math:`\beta` of a nat of divergence from the reference.
         penalty: Whether it is taken from the reward of a text, which is right
-            (:func:`penalized_rewards`), or stands in the loss as ``k3``, as in GRPO.
+            (:func:`penalized_rewards`), or stands in the loss as ``k3``, as in GRPO. Advantages
+            that divide by the spread of a group, as the default does, divide the price as well;
+            the optimum of :func:`kl_optimum` needs some that do not.
         reference: The policy not to stray from, whole on every process. By default a copy of the
             model as it is given; None leaves it, and the column ``kl``, out.
         clip_norm: Largest norm of the gradient.

@@ -121,8 +121,8 @@ def fit_bradley_terry(
     w = wide(wins)
     n = len(w)
     if not w.is_meta:
-        if bool((w < 0).any()):
-            raise ValueError("wins must be 0 or more")
+        if not bool(((w >= 0) & w.isfinite()).all()):
+            raise ValueError("wins must be 0 or more, and finite")
         if prior == 0 and not _connected(w):
             raise ValueError(
                 "some players have never lost to the others, or never met them, so the best "

@@ -58,7 +58,7 @@ def pad_prompts(
         Ids, and where they are tokens.
 
     Raises:
-        ValueError: If there is no prompt, or one is empty.
+        ValueError: If there is no prompt, or one is empty or not of whole numbers.
 
     Book: :doc:`/book/frontiers/reinforcement`
 
@@ -71,6 +71,8 @@ def pad_prompts(
     for number, row in enumerate(prompts):
         check_shape(f"prompt {number}", row, (None,))
         check_count(f"tokens of prompt {number}", len(row))
+        if row.is_floating_point():
+            raise ValueError(f"prompt {number} must hold token ids, got {row.dtype}")
     longest = max(len(row) for row in prompts)
     ids = prompts[0].new_full((len(prompts), longest), pad)
     real = torch.zeros_like(ids, dtype=torch.bool)
