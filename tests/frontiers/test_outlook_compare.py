@@ -155,6 +155,43 @@ def test_ratings_far_apart_do_not_overflow() -> None:
     assert made.tolist() == [-5e5, 5e5]  # a sure winner lost
 
 
+def test_intervals_of_ratings_are_quantiles_of_the_resamples() -> None:
+    games = torch.tensor([[0, 1], [1, 2], [2, 0]] * 9)
+    results = (torch.rand(27, generator=g()) < 0.5).double()
+    made = ou.rank_intervals(games, results, players=3, level=0.8, resamples=33, generator=g())
+    ends = made.resamples.quantile(torch.tensor([0.1, 0.9]).double(), dim=0)
+    torch.testing.assert_close(torch.stack(list(made.interval)), ends)
+    places = (-made.resamples).argsort(1).argsort(1).double() + 1
+    low = places.quantile(0.1, dim=0, interpolation="lower")
+    high = places.quantile(0.9, dim=0, interpolation="higher")
+    assert made.low.tolist() == low.tolist()
+    assert made.high.tolist() == high.tolist()
+
+
+def test_each_system_has_its_own_interval_and_sign() -> None:
+    a = torch.rand(300, generator=g())
+    made = ou.paired_bootstrap(a + 5, a, generator=g())
+    assert made.first_interval[0] > 5 > made.second_interval[1]
+    assert float(ou.paired_permutation(a + 5, a, draws=99, generator=g()).difference) > 4.9
+    noise = torch.randn(300, generator=g(1))
+    for sign in (1, -1):  # two-sided: which of the two is ahead does not matter
+        shifted = ou.paired_permutation(sign * (noise - 0.05), 0 * noise, draws=999, generator=g())
+        z = float((noise - 0.05).sum() / (noise - 0.05).square().sum().sqrt())
+        assert shifted.p_value == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), abs=0.08)
+
+
+def test_coverage_and_the_scale_of_the_frontier() -> None:
+    assert ou.risk_coverage(torch.tensor([2.0, 1.0]), torch.ones(2)).coverage.tolist() == [0.5, 1.0]
+    p, q = torch.tensor([0.7, 0.3, 0.0]).double(), torch.tensor([0.2, 0.5, 0.3]).double()
+    made = ou.divergence_frontier(p, q, scale=2.0, points=3)
+    for k, lam in enumerate((0.25, 0.5, 0.75)):
+        r = lam * p + (1 - lam) * q
+        kl_q = float((q * (q / r).log()).sum())
+        kl_p = float(torch.special.xlogy(p, p / r).sum())
+        assert float(made.quality[k]) == pytest.approx(math.exp(-2 * kl_q))
+        assert float(made.diversity[k]) == pytest.approx(math.exp(-2 * kl_p))
+
+
 def test_risk_is_the_mean_loss_of_the_surest() -> None:
     sure, loss = torch.rand(2, 17, generator=g())
     made = ou.risk_coverage(sure, loss)

@@ -227,6 +227,22 @@ def test_answers_are_multisets_of_words() -> None:
     assert made.tolist() == pytest.approx([1 / 3, 0.0, 1.0])
 
 
+def test_words_count_as_often_as_both_have_them_and_the_best_answer_counts() -> None:
+    assert ou.token_f1(["b b c"], [["b b d"]]).tolist() == pytest.approx([2 / 3])
+    assert ou.token_f1(["b c"], [["x", "b c", "b"]]).tolist() == [1.0]
+    assert ou.token_f1([""], [[""]]).tolist() == [1.0]
+    assert ou.normalize_answer("an owl") == "owl"
+    assert ou.normalize_answer("1,5, yes", decimals=True) == "1,5 yes"
+
+
+def test_ends_outside_of_the_passage_do_not_count() -> None:
+    s, e = torch.zeros(4), torch.tensor([0.0, 1.0, 2.0, 9.0])
+    real = torch.tensor([True, True, True, False])
+    assert ou.span_answer(s, e, real=real)[:2] == (0, 2)
+    low = ou.span_answer(torch.zeros(2), torch.tensor([-5.0, -4.0]), longest=1)
+    assert float(low.score) == -4.0
+
+
 def test_an_answer_of_one_article_is_an_answer() -> None:
     assert ou.exact_match(["A", "B", "The"], [["a"], ["A"], ["a"]]).tolist() == [1.0, 0.0, 0.0]
     assert ou.token_f1(["A"], [["A"]]).tolist() == [1.0]

@@ -105,6 +105,14 @@ def test_pagerank_equals_networkx_with_dead_ends(personal: bool) -> None:
     assert made.tolist() == pytest.approx([want[i] for i in range(13)], abs=1e-10)
 
 
+def test_word_lengths_absent_words_and_frequencies() -> None:
+    w = ou.word_overlap([["a", "c"], ["a", "b", "b", "b"]])
+    assert float(w[0, 1]) == pytest.approx(1 / math.log(8))
+    assert ou.bm25_saturation(torch.zeros(2), torch.ones(2), k1=0.0).tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="count documents"):
+        ou.bm25_idf(torch.tensor([4]), 3)
+
+
 def test_pagerank_of_a_batch_is_that_of_each() -> None:
     w = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(ou.pagerank(w), torch.stack([ou.pagerank(one) for one in w]))
