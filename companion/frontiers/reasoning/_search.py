@@ -3,7 +3,7 @@ r"""Search over thoughts: beams that keep the best few, and trees that count the
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -15,7 +15,7 @@ State = TypeVar("State", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class SearchResult(Generic[State]):
+class SearchResult:
     """What a search has found.
 
     Attributes:
@@ -26,11 +26,11 @@ class SearchResult(Generic[State]):
         visits: How often each first move was tried; only from :func:`mcts`.
     """
 
-    best: State | None
+    best: Any
     reward: float
-    path: tuple[State, ...]
+    path: tuple[Any, ...]
     expanded: int
-    visits: dict[State, int] = field(default_factory=dict)
+    visits: dict[Any, int] = field(default_factory=dict)
 
 
 def state_beam_search(
@@ -40,7 +40,7 @@ def state_beam_search(
     *,
     width: int,
     depth: int,
-) -> SearchResult[State]:
+) -> SearchResult:
     """Keep the best few states of each depth.
 
     Args:
@@ -144,7 +144,7 @@ def mcts(
     generator: torch.Generator,
     exploration: float = math.sqrt(2),
     players: int = 1,
-) -> SearchResult[State]:
+) -> SearchResult:
     r"""Search a tree by simulations: descend by UCT, play on by chance, and back up the reward.
 
     Args:
