@@ -57,7 +57,6 @@ def test_the_map_tells_how_long_each_chapter_takes(soups: Soups) -> None:
         assert int(seconds) < 60
 
 
-@pytest.mark.parametrize("name", LESSONS)
 def test_courses_link_their_chapters_and_tell_the_time(soups: Soups) -> None:
     semester, week = soups["book/preface.html"].select("table.reading-course")
     assert len(semester.select("tbody tr")) == 14
@@ -67,6 +66,7 @@ def test_courses_link_their_chapters_and_tell_the_time(soups: Soups) -> None:
         assert re.fullmatch(r"(\d+ h)?( ?\d+ min)?", row.select("td")[2].get_text(strip=True))
 
 
+@pytest.mark.parametrize("name", LESSONS)
 def test_a_chapter_says_what_it_takes_and_ends_with_its_formulas(
     name: str, soups: Soups, ledger: dict[str, Any]
 ) -> None:
