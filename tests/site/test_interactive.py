@@ -44,7 +44,7 @@ from .conftest import HTML, MISSING, PAGES, ROOT
 from .test_browser import complaints, visit
 
 SCRIPTS = ROOT / "book" / "_static" / "interactive"
-PLACE = re.compile(r'<figure class="interactive[^>]*id="try-([a-z-]+)"')
+PLACE = re.compile(r'<figure class="interactive[^>]*id="try-([a-z0-9-]+)"')
 
 
 def figures_of(name: str) -> list[str]:
