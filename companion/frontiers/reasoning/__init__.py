@@ -5,7 +5,7 @@ r"""From degrees of truth to chains of thought: what steps, votes, verifiers and
   :func:`compile_formula` to a :class:`Diagram`, and then :func:`wmc`, :func:`log_wmc`,
   :func:`semantic_loss`.
 * **Chains**: :func:`marginalize`, :func:`chain_success`, :func:`expected_steps`.
-* **Votes and verifiers**: :func:`plurality_credit`, :func:`majority_accuracy`,
+* **Votes and verifiers**: :func:`vote_shares`, :func:`plurality_credit`, :func:`majority_accuracy`,
   :func:`plurality_accuracy`, :func:`consensus_at_k`, :func:`pass_at_k`,
   :func:`best_of_n_success`, :func:`verifier_ceiling`, :func:`verifier_rates`.
 * **Search**: :func:`state_beam_search`, :func:`mcts`, :func:`uct_score`, :class:`SearchResult`.
@@ -55,6 +55,7 @@ from companion.frontiers.reasoning._votes import (
     plurality_credit,
     verifier_ceiling,
     verifier_rates,
+    vote_shares,
 )
 from companion.frontiers.reasoning._wmc import (
     Diagram,
@@ -108,5 +109,6 @@ __all__ = [
     "variable",
     "verifier_ceiling",
     "verifier_rates",
+    "vote_shares",
     "wmc",
 ]

@@ -26,7 +26,44 @@ __all__ = [
     "plurality_credit",
     "verifier_ceiling",
     "verifier_rates",
+    "vote_shares",
 ]
+
+
+def vote_shares(
+    answers: Integer[Tensor, "questions n"], *, none: int | None = None
+) -> Float[Tensor, "questions n"]:
+    r"""Say of each answer how far it wins the vote on its question.
+
+    Args:
+        answers: A number for each answer; equal ones are the same answer.
+        none: The number that stands for *no answer*. It gets no vote and cannot win.
+
+    Returns:
+        1 for each answer of the largest class, 1/m where m classes share the most votes, 0
+        elsewhere. float64.
+
+    Raises:
+        ValueError: If a question has no answer.
+
+    Book: :doc:`/book/frontiers/reasoning`
+
+    Example:
+        >>> vote_shares(torch.tensor([[7, 7, 8], [3, 4, -1]]), none=-1)
+        tensor([[1.0000, 1.0000, 0.0000],
+                [0.5000, 0.5000, 0.0000]], dtype=torch.float64)
+    """
+    check_shape("answers", answers, (None, None))
+    check_count("answers to a question", answers.shape[1])
+    same = answers[:, :, None] == answers[:, None, :]
+    if none is not None:
+        same = same & (answers != none)[:, :, None]
+    votes = same.sum(-1)
+    most = votes.amax(-1, keepdim=True)
+    wins = (votes == most) & (most > 0)
+    # Each class at the top is counted once a member: as often as it has votes.
+    classes = wins.sum(-1, keepdim=True) / most.clamp_min(1)
+    return wins.double() / classes.clamp_min(1)
 
 
 def plurality_credit(
@@ -61,19 +98,10 @@ def plurality_credit(
         tensor([1.0000, 0.5000, 1.0000], dtype=torch.float64)
     """
     check_shape("answers", answers, (None, None))
-    check_count("answers to a question", answers.shape[1])
     check_shape("gold", gold, (answers.shape[0],))
     if none is not None and can_read(gold) and bool((gold == none).any()):
         raise ValueError(f"gold is {none}, no answer: leave such questions out")
-    same = answers[:, :, None] == answers[:, None, :]
-    voted = torch.ones_like(answers, dtype=torch.bool) if none is None else answers != none
-    votes = (same & voted[:, :, None] & voted[:, None, :]).sum(-1)
-    most = votes.amax(-1)
-    # Each class at the top is counted once a member: as often as it has votes.
-    classes = (votes == most[:, None]).sum(-1) / most.clamp(min=1)
-    right = (answers == gold[:, None]).sum(-1)
-    wins = (right == most) & (most > 0)
-    return torch.where(wins, 1.0 / classes.double(), 0.0)
+    return (vote_shares(answers, none=none) * (answers == gold[:, None])).amax(-1)
 
 
 def majority_accuracy(p: Float[Tensor, "*batch"], *, n: int) -> Float[Tensor, "*batch"]:

@@ -285,7 +285,7 @@ def gae(
     v = values.detach().to(high).masked_fill(~real, 0.0)
     end = v.new_zeros(len(v), 1) if last_value is None else last_value.detach().to(high)[:, None]
     # The value of the next place that counts: a recurrence that only hands on.
-    after = _scan(torch.where(real, v, 0.0), (~real).to(high), end)
+    after = _scan(v, (~real).to(high), end)
     delta = torch.where(real, r + gamma * after[:, 1:] - v, 0.0)
     keep = torch.where(real, r.new_full((), gamma * lam), r.new_ones(()))
     found = _scan(delta, keep, v.new_zeros(len(v), 1))[:, :-1]

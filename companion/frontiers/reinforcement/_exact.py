@@ -150,7 +150,8 @@ class OverOptimization(NamedTuple):
         alpha: How fast the true reward rises at first.
         beta: How fast that wears off.
         peak: The distance :math:`d` at which the true reward is largest.
-        r2: Share of the variance of the rewards that the law explains.
+        r2: Share of the variance of the rewards that the law explains; no number where they are
+            all the same.
     """
 
     alpha: Tensor

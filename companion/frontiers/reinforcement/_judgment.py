@@ -16,6 +16,7 @@ from companion.core import (
     check_shape,
     wide,
 )
+from companion.frontiers.reasoning import vote_shares
 
 __all__ = ["Correction", "corrected_accuracy", "correction", "majority_rewards", "p_true"]
 
@@ -39,7 +40,8 @@ def p_true(
         ValueError: If a list is empty, both share a token, or an id is out of range.
 
     Numerics:
-        As a difference of logarithms, so it is also right where both are unlikely.
+        As a difference of logarithms, so it is also right where both are unlikely. NaN where
+        neither can be said at all.
 
     References:
         Kadavath et al. 2022, arXiv:2207.05221, section 4.
@@ -88,17 +90,7 @@ def majority_rewards(
         tensor([[1.0000, 1.0000, 0.0000, 0.0000],
                 [0.5000, 0.5000, 0.5000, 0.5000]])
     """
-    check_shape("answers", answers, (None, None))
-    if answers.shape[1] == 0:
-        raise ValueError("a group has no answer: it needs one at least")
-    same = answers[:, :, None] == answers[:, None, :]
-    if none is not None:
-        same = same & (answers != none)[:, :, None]
-    votes = same.sum(-1)
-    most = votes.amax(-1, keepdim=True)
-    wins = (votes == most) & (most > 0)
-    classes = wins.sum(-1, keepdim=True) / most.clamp_min(1)
-    return wins / classes.clamp_min(1)
+    return vote_shares(answers, none=none).float()
 
 
 class Correction(NamedTuple):
