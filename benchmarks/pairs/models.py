@@ -194,7 +194,7 @@ def pairs() -> Iterator[Pair]:
         ours=decode_ours,
         theirs=_decode_theirs,
         same=_equal,
-        speed=1.5,
+        speed=1.25,
     )
     yield Pair(
         name="model/decode-bound",

@@ -1,0 +1,136 @@
+"""SmolLM2 writing with a sampler, by beams, and ahead of itself."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks._pair import Pair, Side
+from benchmarks.pairs._peers import NEEDS, llama_weights, quiet, their_llama
+from companion import data
+from companion.core import generator
+from companion.generation.decoding import Pipeline, PromptLookup, Speculative, beam_search
+from companion.models import generate, sample, smollm2
+
+WRITTEN, BEAMS = 48, 4
+TEMPERATURE, MASS = 0.8, 0.95
+
+
+def _prompt(device: torch.device) -> Tensor:
+    ids = data.smollm2().tokenizer.encode("The history of Paris begins").ids
+    return torch.tensor([ids], device=device)
+
+
+def _sample_ours(device: torch.device) -> Side:
+    model, ids = smollm2(device=device).model, _prompt(device)
+    warp = Pipeline(temperature=TEMPERATURE, top_p=MASS)
+
+    def run() -> Tensor:
+        pick = sample(generator=generator(0, device), warp=warp)
+        return generate(model, ids, tokens=WRITTEN, pick=pick)
+
+    return run
+
+
+def _theirs(device: torch.device, **options: Any) -> Side:
+    """Their ``generate`` with our weights, for a fixed number of tokens."""
+    quiet()
+    ours = smollm2().model
+    model = their_llama(ours.config)
+    model.load_state_dict(llama_weights(ours))
+    model = model.eval().to(device)
+    ids = _prompt(device)
+    mask = torch.ones_like(ids)
+
+    def run() -> Tensor:
+        torch.manual_seed(0)  # in a process of its own
+        written: Tensor = model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=WRITTEN,
+            min_new_tokens=WRITTEN,
+            top_k=0 if options.get("do_sample") else None,
+            **options,
+        )
+        return written[:, ids.shape[1] :]
+
+    return run
+
+
+def _sample_theirs(device: torch.device) -> Side:
+    return _theirs(device, do_sample=True, temperature=TEMPERATURE, top_p=MASS)
+
+
+def _beam_ours(device: torch.device) -> Side:
+    model, ids = smollm2(device=device).model, _prompt(device)
+    return lambda: beam_search(model, ids, tokens=WRITTEN, beams=BEAMS).ids[:, 0]
+
+
+def _beam_theirs(device: torch.device) -> Side:
+    return _theirs(device, do_sample=False, num_beams=BEAMS)
+
+
+def _article(device: torch.device) -> Tensor:
+    """Part of a news article, and the beginning of its repetition."""
+    lm = data.smollm2()
+    part = " ".join(data.xsum()[100].document.split()[:60])
+    ids = lm.tokenizer.encode(f"{part}\n\nAgain, word for word:\n\n{part[:60]}").ids
+    return torch.tensor([ids], device=device)
+
+
+def _ahead(device: torch.device) -> Side:
+    model, ids = smollm2(device=device).model, _article(device)
+    return lambda: generate(
+        Speculative(model, PromptLookup(), ahead=8),  # fresh: it counts its passes
+        ids,
+        tokens=WRITTEN,
+    )
+
+
+def _plain(device: torch.device) -> Side:
+    model, ids = smollm2(device=device).model, _article(device)
+    return lambda: generate(model, ids, tokens=WRITTEN)
+
+
+def _as_long(ours: Tensor, theirs: Tensor) -> None:
+    """Two generators of random numbers write two texts; the unit tests compare the laws."""
+    assert ours.shape == theirs.shape == (1, WRITTEN), "the two write texts of different lengths"
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> None:
+    assert torch.equal(ours.cpu(), theirs.cpu()), "the two write different tokens"
+
+
+def pairs() -> Iterator[Pair]:
+    """Yield the pairs of this module."""
+    peer = "transformers' generate, same weights"
+    yield Pair(
+        name="generation/sample",
+        task=f"SmolLM2, {WRITTEN} tokens, temperature {TEMPERATURE}, top-p {MASS}",
+        peer=peer,
+        needs=NEEDS,
+        ours=_sample_ours,
+        theirs=_sample_theirs,
+        same=_as_long,
+        speed=1.15,
+    )
+    yield Pair(
+        name="generation/beam",
+        task=f"SmolLM2, {WRITTEN} tokens, {BEAMS} beams",
+        peer=peer,
+        needs=NEEDS,
+        ours=_beam_ours,
+        theirs=_beam_theirs,
+        same=_equal,
+        speed=1.15,
+    )
+    yield Pair(
+        name="generation/lookup",
+        task=f"SmolLM2 repeats an article, {WRITTEN} greedy tokens, prompt lookup of 8",
+        peer="the companion's plain decoding",
+        ours=_ahead,
+        theirs=_plain,
+        same=_equal,
+        speed=1.8,
+    )
