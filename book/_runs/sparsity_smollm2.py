@@ -1,8 +1,8 @@
 """SmolLM2 with a third to three fifths of its weights removed, by three methods.
 
-About MINUTES minutes of one core. All linear maps of the thirty blocks are pruned, from the first block
-to the last, by magnitude, by Wanda, and by SparseGPT; embeddings and head stay. The last two are
-shown news, and at one half also plays. Every model then reads other news and other plays.
+About 25 minutes of one core. All linear maps of the thirty blocks are pruned, from the first
+block to the last, by magnitude, by Wanda, and by SparseGPT; embeddings and head stay. The last two
+are shown news, and at one half also plays. Every model then reads other news and other plays.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def passages(lm: TextDecoder, plays: list[str], *, each: int, width: int) -> Ten
 @torch.no_grad()
 def surprise(model: Decoder, rows: Tensor) -> Tensor:
     """Nats a token of each row."""
-    parts = [-next_token_log_probs(model, some).mean(1) for some in rows.split(8)]
+    parts = [-next_token_log_probs(model, some).mean(1) for some in rows.split(4)]
     return torch.cat(parts)
 
 
@@ -71,9 +71,9 @@ def judge(model: Decoder, news: Tensor, plays: Tensor, *, each: int) -> dict[str
 def main() -> None:
     """Prune, read, store."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calibrate", type=int, default=64, help="rows that the methods see")
-    parser.add_argument("--test", type=int, default=48, help="articles of the test")
-    parser.add_argument("--each", type=int, default=2, help="passages of each play of the test")
+    parser.add_argument("--calibrate", type=int, default=32, help="rows that the methods see")
+    parser.add_argument("--test", type=int, default=32, help="articles of the test")
+    parser.add_argument("--each", type=int, default=1, help="passages of each play of the test")
     parser.add_argument("--width", type=int, default=256, help="tokens of a row")
     asked = parser.parse_args()
     torch.set_num_threads(1)
