@@ -1,7 +1,6 @@
 """Pruning of whole models, and the stored run that does it to SmolLM2."""
 
 import copy
-import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from companion import data
-from companion.efficiency.sparsity import input_hessian, prune_, sparsegpt
+from companion.efficiency.sparsity import prune_, sparsegpt
 from companion.transformer.block import Decoder, Rope, TransformerConfig
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
