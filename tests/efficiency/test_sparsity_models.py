@@ -192,3 +192,26 @@ def test_plays_that_calibrate_are_not_in_the_test(scripts: Any) -> None:
     codes = [1 + byte % 130 for byte in lines.encode()]
     starts = {tuple(codes[i + 1 : i + 16]) for i, code in enumerate(codes) if code == 11}
     assert all(tuple(row[1:]) in starts for row in test.tolist())
+
+
+def test_the_stored_run_is_what_the_chapter_says() -> None:
+    run = data.stored_run("sparsity_smollm2")
+    assert run.command == "python book/_runs/sparsity_smollm2.py"
+    results = run.results
+    assert results["cpu_seconds"] < 40 * 60
+    nats: dict[tuple[str, str, str | None], dict[str, Tensor]] = {}
+    for one in results["runs"]:
+        assert len(one["news"]) == results["articles"] == 32
+        assert len(one["plays"]) == results["plays"] == 19
+        # Exact zeros: those asked for, to one weight in each row, and a few that were there before.
+        extra = one["zeros"] - one["share"] * results["pruned"]
+        assert -0.001 * results["pruned"] <= extra <= 0.001 * results["pruned"] + results["zeros"]
+        zeros = "2:4" if one["pattern"] else str(one["share"])
+        key = (zeros, one["method"], one["calibration"])
+        nats[key] = {kind: torch.tensor(one[kind]).double() for kind in ("news", "plays")}
+    for zeros in ("0.3", "0.5", "0.6", "2:4"):  # the order on news, of which the text speaks
+        means = [
+            nats[zeros, method, source]["news"].mean()
+            for method, source in (("magnitude", None), ("wanda", "news"), ("sparsegpt", "news"))
+        ]
+        assert means == sorted(means, reverse=True)
