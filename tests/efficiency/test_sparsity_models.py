@@ -215,3 +215,25 @@ def test_the_stored_run_is_what_the_chapter_says() -> None:
             for method, source in (("magnitude", None), ("wanda", "news"), ("sparsegpt", "news"))
         ]
         assert means == sorted(means, reverse=True)
+    dense = {kind: torch.tensor(results["dense"][kind]).double() for kind in ("news", "plays")}
+    rise = nats["0.5", "magnitude", None]["news"].mean() - dense["news"].mean()
+    assert rise > torch.tensor(10.0).log()
+    # Wanda and SparseGPT, shown news and shown plays: who is ahead where.
+    for zeros, shown, kind, clear in (
+        ("0.3", "news", "plays", False),
+        ("0.5", "news", "news", True),
+        ("0.5", "news", "plays", False),
+        ("0.6", "news", "plays", False),
+        ("2:4", "news", "plays", True),
+        ("0.5", "plays", "plays", True),
+    ):
+        apart = nats[zeros, "wanda", shown][kind] - nats[zeros, "sparsegpt", shown][kind]
+        error = apart.std() / len(apart) ** 0.5
+        assert (apart.mean() > 2 * error) == clear
+        assert apart.mean() > -2 * error
+    for kind, sign in (("news", -1), ("plays", 1)):  # plays in place of news help plays only
+        change = {
+            method: nats["0.5", method, "news"][kind] - nats["0.5", method, "plays"][kind]
+            for method in ("wanda", "sparsegpt")
+        }
+        assert sign * change["sparsegpt"].mean() > sign * change["wanda"].mean() > 0
