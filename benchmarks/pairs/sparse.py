@@ -183,7 +183,7 @@ def pairs() -> Iterator[Pair]:
         theirs=_favor_theirs,
         same=close(2e-2),
         speed=1.0,
-        note="The package adds 0.0001 to each feature, which ours does not.",
+        note="Both do the same products; the package adds 0.0001 to each feature, ours nothing.",
     )
     yield Pair(
         name="sparse/lsh",
