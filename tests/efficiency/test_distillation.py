@@ -368,8 +368,8 @@ def test_what_does_not_count_does_not_reach_the_gradient(bad: float) -> None:
     losses: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = [
         *[
             (
-                lambda z, f=f: f(z, dirty, real=real),  # type: ignore[misc]
-                lambda z, f=f: f(z[real], t[real]),  # type: ignore[misc]
+                lambda z, f=f: f(z, dirty, real=real),
+                lambda z, f=f: f(z[real], t[real]),
             )
             for f in DIVERGENCES.values()
         ],

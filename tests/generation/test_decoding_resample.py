@@ -62,7 +62,7 @@ def test_the_bound_is_far_for_few_outcomes_and_near_for_many() -> None:
 def test_unlikely_outcomes_keep_their_digits_in_the_law_of_the_best(n: int) -> None:
     # Exact fractions: where p is small, F**n - (F - p)**n in floating point would have no digit.
     p = [Fraction(1, 2**60), Fraction(3, 2**55), Fraction(1, 2), Fraction(1, 2**58)]
-    p.append(1 - sum(p))
+    p.append(1 - sum(p, Fraction(0)))
     rewards = [4, 3, 0, 3, 2]  # the second and the fourth are equal
     law = de.best_of_n_law(
         torch.tensor([float(x) for x in p]).double().log(), torch.tensor(rewards).double(), n

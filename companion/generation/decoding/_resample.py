@@ -99,7 +99,7 @@ def best_of_n_law(
     _check_rewards(rewards)
     check_rows(log_probs)
     p = log_probs.double().softmax(-1)
-    levels, level = rewards.unique(return_inverse=True)  # rising
+    levels, level = torch.unique(rewards, return_inverse=True)  # rising
     together = p.new_zeros(len(levels)).index_add(0, level, p)
     up_to = together.cumsum(0).clamp(max=1.0)
     # F^n - (F - f)^n as F^n (1 - (1 - f/F)^n), which keeps its digits where f is small.
