@@ -50,6 +50,8 @@ class Constraint:
 
     Attributes:
         log_mass: ``"batch"``: :math:`\sum_t\log Z_t` of the last texts, in nats; ``None`` before.
+            It adds up row by row, so it belongs to texts that keep their rows: those of a
+            sampler, and not of a beam search.
 
     Raises:
         ValueError: If no text is short enough; and, when it is used, if a text was written that

@@ -148,6 +148,8 @@ def fit_tilt(
     base = log_p.double().log_softmax(-1)
     phi, mu = features.double(), target.double()
     possible = phi[base > -torch.inf]
+    if not len(possible):
+        raise ValueError("log_p holds no possible outcome: give one a log-probability above -inf")
     low, high = possible.amin(0), possible.amax(0)
     scale = (high - low).clamp(min=torch.finfo(torch.float64).tiny)
     outside = (mu <= low) | (mu >= high)
@@ -156,6 +158,9 @@ def fit_tilt(
             f"the means {target.tolist()} must lie between {low.tolist()} and {high.tolist()}, the "
             "border excluded: on it a wish is a constraint, and no weight is large enough"
         )
+    # Counted from its least value, a feature loses nothing to a large offset, and one that is
+    # constant is 0. Weights and divergence stay as they are.
+    phi, mu = phi - low, mu - low
     weights = torch.zeros_like(mu)
 
     def dual(w: Tensor) -> Tensor:
@@ -183,7 +188,7 @@ def fit_tilt(
         weights = weights - size * move
         step += 1
     kl = weights @ means - (base + phi @ weights).logsumexp(0)
-    return Tilt(weights, means, kl, step)
+    return Tilt(weights, means + low, kl, step)
 
 
 def _energy(log_p: Tensor, features: Tensor, weights: Tensor) -> Tensor:

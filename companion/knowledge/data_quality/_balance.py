@@ -15,6 +15,7 @@ from companion.core import (
     check_shape,
     wide,
 )
+from companion.knowledge.data_quality._noise import check_labels
 
 __all__ = [
     "DoReMi",
@@ -156,7 +157,7 @@ def logit_adjusted_cross_entropy(
         >>> logit_adjusted_cross_entropy(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), prior)
         tensor(3.2373)
     """
-    check_ids("labels", labels, logits.shape[-1])
+    check_labels(logits, labels)
     moved = wide(logits) + tau * _log_prior(wide(logits), prior)
     logs = moved.log_softmax(-1).gather(-1, labels.long()[..., None])[..., 0]
     return _reduced(-logs, reduction)
@@ -197,8 +198,7 @@ def focal_loss(
         tensor(0.1733)
     """
     check_in_range("gamma", gamma, low=0.0, open_high=True)
-    check_floating("logits", logits)
-    check_ids("labels", labels, logits.shape[-1])
+    check_labels(logits, labels)
     logs = wide(logits).log_softmax(-1).gather(-1, labels.long()[..., None])[..., 0]
     return _reduced(-((-torch.expm1(logs)) ** gamma) * logs, reduction)
 
@@ -455,7 +455,9 @@ def _log_prior(logits: Tensor, prior: Tensor) -> Tensor:
     check_shape("prior", prior, (logits.shape[-1],))
     if can_read(prior) and not bool((prior > 0).all()):
         raise ValueError("prior must be positive: leave out classes that training never shows")
-    return prior.to(logits).log()
+    # The logarithm first: in half precision a share below 3e-8 is 0.
+    exact = prior.to(torch.promote_types(wide(prior).dtype, logits.dtype))
+    return exact.log().to(logits)
 
 
 def _reduced(losses: Tensor, reduction: str) -> Tensor:
