@@ -493,7 +493,9 @@ def test_formats_are_those_that_python_reads() -> None:
         return True
 
     date = accepted("date")
-    for year, month, day in product((0, 1, 4, 100, 400, 1900, 2000, 2026, 9999), range(14), range(33)):
+    for year, month, day in product(
+        (0, 1, 4, 100, 400, 1900, 2000, 2026, 9999), range(14), range(33)
+    ):
         text = f"{year:04}-{month:02}-{day:02}"
         assert date.matches(f'"{text}"') == reads(datetime.date.fromisoformat, text), text
     time, both = accepted("time"), accepted("date-time")

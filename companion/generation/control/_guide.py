@@ -189,7 +189,9 @@ def class_log_probs(
     if prior is not None:
         check_shape("prior", prior, (log_probs.shape[-1],))
         if can_read(prior) and not (bool((prior >= 0).all()) and bool((prior > 0).any())):
-            raise ValueError(f"prior must be 0 or above, and not 0 throughout: got {prior.tolist()}")
+            raise ValueError(
+                f"prior must be 0 or above, and not 0 throughout: got {prior.tolist()}"
+            )
         scores = scores + wide(prior).log()
     return scores.log_softmax(-1)
 

@@ -209,9 +209,7 @@ class _Reader:
             options = given["anyOf"]
             if not isinstance(options, list | tuple):
                 raise ValueError(f"at {where}: anyOf lists schemas, got {options!r}")
-            return Choice(
-                tuple(self.read(s, f"{where}/anyOf/{i}") for i, s in enumerate(options))
-            )
+            return Choice(tuple(self.read(s, f"{where}/anyOf/{i}") for i, s in enumerate(options)))
         kinds = given.get("type")
         if kinds is None:
             raise ValueError(
