@@ -111,8 +111,20 @@ def test_where_a_feature_is_counted_from_does_not_matter_to_a_fit() -> None:
 
 
 def test_a_law_without_outcomes_cannot_be_tilted(own_checks: None) -> None:
-    with pytest.raises(ValueError, match="no possible outcome"):
-        co.fit_tilt(torch.full((3,), -math.inf), torch.eye(3)[:, :1], torch.tensor([0.5]))
+    for log_p in ([-math.inf] * 3, [0.0, math.nan, 0.0], [0.0, math.inf, 0.0]):
+        with pytest.raises(ValueError, match="a possible outcome"):
+            co.fit_tilt(torch.tensor(log_p), torch.eye(3)[:, :1], torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize("nats", [25.0, 100.0, 300.0])
+def test_what_is_all_but_impossible_can_be_wished_for(nats: float) -> None:
+    # Odds of e^-nats become 3 to 1: the weight is nats + log 3.
+    log_p = torch.tensor([0.0, -nats], dtype=torch.float64)
+    done = co.fit_tilt(log_p, torch.tensor([[0.0], [1.0]]), torch.tensor([0.75]))
+    assert float(done.weights[0]) == pytest.approx(nats + math.log(3), rel=1e-7)
+    assert float(done.kl) == pytest.approx(
+        0.75 * (math.log(0.75) + nats) + 0.25 * math.log(0.25), rel=1e-7
+    )
 
 
 def test_guidance_has_the_values_by_hand() -> None:
@@ -236,6 +248,17 @@ def test_models_of_classes_make_a_classifier() -> None:
     torch.testing.assert_close(co.class_log_probs(logs, prior.double()).exp(), wanted)
 
 
+def test_a_text_that_no_class_can_write_stays_out() -> None:
+    never = -math.inf
+    both = torch.tensor([[0.3, 0.1], [never, never], [never, 0.2]]).log_softmax(0)
+    told = co.class_log_probs(both)
+    assert torch.equal(told.isinf(), torch.tensor([[False, False], [True, True], [True, False]]))
+    assert not bool(told.isnan().any())
+    law = co.bayes_logits(torch.zeros(3), told[:, 1], power=2.0).softmax(0)
+    assert float(law[1]) == 0.0
+    assert float(law.sum()) == pytest.approx(1.0)
+
+
 def test_a_steering_vector_moves_the_stream_after_its_block_once() -> None:
     model, v = decoder(), torch.randn(12, generator=generator(3))
     ids = torch.tensor([[4, 9, 2, 5]])
@@ -354,6 +377,12 @@ def test_a_mixture_of_tasks_is_bayes() -> None:
     posterior = posterior / posterior.sum()
     got = co.mixture_prediction(prior.log(), like, law.log()).exp()
     torch.testing.assert_close(got, posterior @ law)
+
+
+def test_examples_that_no_task_explains_have_no_prediction(own_checks: None) -> None:
+    never = torch.full((2,), -math.inf)
+    with pytest.raises(ValueError, match="no task explains"):
+        co.mixture_prediction(torch.zeros(2), never, torch.zeros(2, 3))
 
 
 def test_settings_out_of_range_are_refused(own_checks: None) -> None:

@@ -464,6 +464,8 @@ def test_unsatisfiable_constraints_are_errors_before_the_first_token() -> None:
         {"type": "array", "items": {"type": "null"}, "minItems": True},
         {"anyOf": []},
         {"anyOf": 5},
+        {"type": "object", "properties": {1: {"type": "null"}}},
+        {"type": "object", "properties": {"a": True}, "required": [["a"]]},
         {"type": 5},
         {"type": [["string"]]},
         {"enum": [1], "type": "float"},
@@ -718,6 +720,13 @@ def enumerated(index: co.TokenIndex, tokens: int) -> dict[tuple[int, ...], float
     return found
 
 
+def test_backward_probabilities_need_a_law_in_each_row() -> None:
+    index = co.TokenIndex.from_regex("ab", CHAIN, stop=[0])
+    for wrong in (transitions().T, torch.ones(4, 4), -transitions()):
+        with pytest.raises(ValueError, match="each row of transitions must be a law"):
+            co.completion_probability(wrong, index, tokens=3)
+
+
 def test_backward_probabilities_are_those_of_all_texts() -> None:
     index = co.TokenIndex.from_regex("(a|b)*abb(a|b){0,2}", CHAIN, stop=[0])
     beta = co.completion_probability(transitions(), index, tokens=7)
@@ -866,6 +875,8 @@ def test_healing_takes_back_as_many_tokens_as_lie_in_one() -> None:
     assert co.heal([0, 4], vocabulary) == ([0, 4], b"")  # no token begins with https
     with pytest.raises(ValueError, match="tokens of the prompt"):
         co.heal([], vocabulary)
+    with pytest.raises(ValueError, match=r"ids must lie in \[0, 7\)"):
+        co.heal([0, 7], vocabulary)
 
 
 def test_a_constraint_follows_rows_that_change_their_places() -> None:

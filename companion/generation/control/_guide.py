@@ -170,7 +170,8 @@ def class_log_probs(
         prior: :math:`p(a)`; by default all classes are equal.
 
     Returns:
-        :math:`\log p(a\mid x)`.
+        :math:`\log p(a\mid x)`; minus infinity throughout for a text that no class can write, so
+        that :func:`bayes_logits` leaves it out.
 
     Raises:
         ValueError: If the prior has another number of classes, or is no prior: it holds numbers of
@@ -193,7 +194,8 @@ def class_log_probs(
                 f"prior must be 0 or above, and not 0 throughout: got {prior.tolist()}"
             )
         scores = scores + wide(prior).log()
-    return scores.log_softmax(-1)
+    never = (scores == -torch.inf).all(-1, keepdim=True)
+    return scores.log_softmax(-1).masked_fill(never, -torch.inf)
 
 
 class Guidance:

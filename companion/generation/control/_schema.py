@@ -358,6 +358,9 @@ class _Reader:
         required: Sequence[str] = given.get("required", [])
         if not isinstance(properties, Mapping) or not isinstance(required, list | tuple):
             raise ValueError(f"at {where}: properties are an object, and required is a list")
+        for name in (*properties, *required):
+            if not isinstance(name, str):
+                raise ValueError(f"at {where}: the name of a property is a text, got {name!r}")
         if given.get("additionalProperties", False) not in (False, True):
             raise ValueError(f"at {where}: a schema for additionalProperties is not supported")
         absent = [name for name in required if name not in properties]
