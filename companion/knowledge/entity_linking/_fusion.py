@@ -258,7 +258,7 @@ class KnowBertLayer(nn.Module):
         check_shape("log_prior", log_prior, tuple(candidates.shape[:3]))
         low = self.down(words)
         pooled = span_vectors(low, spans, self.query)
-        exists = log_prior > float("-inf")
+        exists = log_prior != float("-inf")  # a NaN is a fault, and no missing candidate
         vectors = _dropped(candidates, exists)
         fit = torch.einsum("bmd,bmkd->bmk", pooled, vectors)
         pairs = torch.stack([log_prior.masked_fill(~exists, 0.0), fit], -1)
