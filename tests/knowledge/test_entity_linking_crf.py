@@ -267,6 +267,27 @@ def test_what_stands_at_padding_is_not_looked_at(filled: float, scale: float) ->
     torch.testing.assert_close(best.score, el.k_best_paths(**s, k=3, real=REAL).score)
 
 
+def test_long_padding_leaves_the_slopes_alone() -> None:
+    # Behind a sentence of three tokens, 600 steps of padding: sums over paths there pass e^709.
+    g = generator(9)
+    s = {k: v for k, v in scores().items() if k != "emissions"}
+    s["transitions"] += 2.0  # the same law, and larger sums
+    psi = randn(1, 3, K, generator=g, dtype=torch.float64).requires_grad_()
+    real = (torch.arange(603) < 3)[None]
+
+    def padded(psi: Tensor) -> Tensor:
+        return torch.cat([psi, psi.new_full((1, 600, K), 2.0)], 1)
+
+    for of in (
+        lambda psi, **more: el.crf_entropy(psi, **s, **more).sum(),
+        lambda psi, **more: el.crf_marginals(psi, **s, **more).pairs[0, 0, 1],
+        lambda psi, **more: el.crf_marginals(psi, **s, **more).tags[0, 1, 2],
+    ):
+        want = torch.autograd.grad(of(psi), psi)[0]
+        have = torch.autograd.grad(of(padded(psi), real=real), psi)[0]
+        torch.testing.assert_close(have, want, rtol=1e-10, atol=1e-12)
+
+
 def test_a_nan_at_a_token_stays_one() -> None:
     s = scores()
     s["emissions"][1, 2, 0] = math.nan

@@ -387,6 +387,19 @@ def test_fusion_runs_on_the_meta_device() -> None:
 
 
 @pytest.mark.usefixtures("own_checks")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.long, torch.float32])
+def test_masks_are_boolean(dtype: torch.dtype) -> None:
+    words, mask = torch.ones(1, 2, 5), torch.ones(1, 2, dtype=dtype)
+    for layer in (el.ERNIEFusion(5, 3, 7), el.GatedFusion(5, 3)):
+        with pytest.raises(ValueError, match="present must be boolean"):
+            layer(words, torch.ones(1, 2, 3), mask)
+    with pytest.raises(ValueError, match="starts must be boolean"):
+        el.first_tokens(mask, torch.ones(2, 5))
+    with pytest.raises(ValueError, match="spans must be boolean"):
+        el.span_vectors(words, mask[None], torch.ones(5))
+
+
+@pytest.mark.usefixtures("own_checks")
 def test_shapes_that_do_not_fit_are_refused() -> None:
     h, e = torch.zeros(2, 5), torch.zeros(2, 3, 5)
     with pytest.raises(ValueError, match=r"mentions must have shape \(2, 5\)"):

@@ -102,14 +102,15 @@ def test_autocast_narrows_no_score(chunk_size: int | None) -> None:
     inputs = [x.requires_grad_() for x in (U, V, torch.tensor(math.log(100.0)))]
 
     def told(autocast: bool) -> list[Tensor]:
-        made = []
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            for loss in (
+            losses = [
                 clip_loss(*inputs, chunk_size=chunk_size),
                 siglip_loss(*inputs, -10.0, chunk_size=chunk_size),
-            ):
-                made += [loss.detach(), *torch.autograd.grad(loss, inputs)]
-            made += clip_gradient(*(x.detach() for x in inputs))
+            ]
+            by_hand = clip_gradient(*(x.detach() for x in inputs))
+        made = [*losses, *by_hand]  # slopes are taken outside of autocast, as PyTorch asks
+        for loss in losses:
+            made += torch.autograd.grad(loss, inputs)
         return made
 
     for narrow, plain in zip(told(True), told(False), strict=True):

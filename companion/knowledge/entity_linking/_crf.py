@@ -344,10 +344,12 @@ def _marginals(chain: _Chain) -> tuple[Tensor, Tensor, Tensor]:
                 sums.log_z.to(psi.dtype),
             )
     left, right, log_z = _messages(chain)
-    tags = torch.where(inside[..., None], (left + right - log_z[:, None, None]).exp(), 0.0)
+    # Masked before the exponential: over long padding it would be infinite, and its slope 0 / 0.
+    logs = left + right - log_z[:, None, None]
+    tags = logs.masked_fill(~inside[..., None], NEVER).exp()
     before = left[:, :-1] + psi[:, :-1]
     logs = before[..., :, None] + T + right[:, 1:, None, :] - log_z[:, None, None, None]
-    pairs = torch.where(inside[:, 1:, None, None], logs.exp(), 0.0).sum(1)
+    pairs = logs.masked_fill(~inside[:, 1:, None, None], NEVER).exp().sum(1)
     return tags, pairs, log_z
 
 
