@@ -60,9 +60,9 @@ def clip_loss(
             no group of processes runs.
 
     Numerics:
-        Scores are formed in float32 or better, under autocast as well. In chunks they are computed again for the gradient:
-        four matrix products for the dense loss's three, and no :math:`n \times n` matrix in memory;
-        there is no second derivative. **Across processes** the gradient on each is :math:`W` times
+        Scores are formed in float32 or better, under autocast as well. In chunks they are computed
+        again for the gradient: four matrix products for the dense loss's three, and no
+        :math:`n \times n` matrix in memory; there is no second derivative. **Across processes** the gradient on each is :math:`W` times
         its own part, for :math:`W` processes, so that the mean that
         ``DistributedDataParallel`` takes is the gradient of the whole batch. Without ``across`` a
         process sees its own negatives only, and the loss is another one. Two equal rows of ``V``
@@ -169,8 +169,8 @@ def siglip_loss(
         ValueError: If shapes do not fit, or the batch is empty.
 
     Numerics:
-        Computed by ``logsigmoid`` in float32 or better, under autocast as well. In chunks each is computed again for its
-        gradient. :math:`\sigma(e^s u \cdot v + b)` is a score of a single pair, which a softmax
+        Computed by ``logsigmoid`` in float32 or better, under autocast as well. In chunks each is
+        computed again for its gradient. :math:`\sigma(e^s u \cdot v + b)` is a score of a single pair, which a softmax
         over a batch is not.
 
     References:
