@@ -62,12 +62,12 @@ def clip_loss(
     Numerics:
         Scores are formed in float32 or better, under autocast as well. In chunks they are computed
         again for the gradient: four matrix products for the dense loss's three, and no
-        :math:`n \times n` matrix in memory; there is no second derivative. **Across processes** the gradient on each is :math:`W` times
-        its own part, for :math:`W` processes, so that the mean that
-        ``DistributedDataParallel`` takes is the gradient of the whole batch. Without ``across`` a
-        process sees its own negatives only, and the loss is another one. Two equal rows of ``V``
-        are negatives of each other although they should not be: the loss cannot fall below the mean
-        log of the multiplicity.
+        :math:`n \times n` matrix in memory; there is no second derivative. **Across processes** the
+        gradient on each is :math:`W` times its own part, for :math:`W` processes, so that the mean
+        that ``DistributedDataParallel`` takes is the gradient of the whole batch. Without
+        ``across`` a process sees its own negatives only, and the loss is another one. Two equal
+        rows of ``V`` are negatives of each other although they should not be: the loss cannot fall
+        below the mean log of the multiplicity.
 
     References:
         Radford et al. 2021, arXiv:2103.00020, fig. 3. Chunks across processes after Chen et al.
@@ -170,8 +170,8 @@ def siglip_loss(
 
     Numerics:
         Computed by ``logsigmoid`` in float32 or better, under autocast as well. In chunks each is
-        computed again for its gradient. :math:`\sigma(e^s u \cdot v + b)` is a score of a single pair, which a softmax
-        over a batch is not.
+        computed again for its gradient. :math:`\sigma(e^s u \cdot v + b)` is a score of a single
+        pair, which a softmax over a batch is not.
 
     References:
         Zhai et al. 2023, arXiv:2303.15343, algorithm 1.
