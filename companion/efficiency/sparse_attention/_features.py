@@ -143,9 +143,9 @@ def favor_attention(
         ValueError: If shapes do not fit.
 
     Numerics:
-        Features are shifted by the largest exponent, of each query and of all keys together. The
-        shift of the keys cancels. A causal query whose keys all underflow beside a later key has
-        output 0.
+        Features are those of :func:`favor_features`, up to a factor for each query and one for all
+        keys together, which cancel and make the largest 1. A causal query whose keys all underflow
+        beside a later key has output 0.
 
     References:
         Choromanski et al. 2021, arXiv:2009.14794, sec. 2.3.
@@ -163,13 +163,15 @@ def favor_attention(
         )
     root = (Q.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
     q, k = root * wide(Q), root * wide(K)
-    w = omega.to(q.dtype)
-    shifts = []
-    for x, axes in ((q, (-1,)), (k, (-1, -2))):
-        exponent = x.detach() @ w.mT - x.detach().square().sum(-1, keepdim=True) / 2
-        shifts.append(exponent.amax(axes, keepdim=True) if exponent.numel() else 0.0)
-    phi_q = favor_features(q, w, shift=shifts[0])
-    phi_k = favor_features(k, w, shift=shifts[1])
+    # What scales all features of a query cancels, and what scales those of all keys alike.
+    z_q, z_k = q @ omega.to(q.dtype).mT, k @ omega.to(k.dtype).mT
+    half = k.square().sum(-1, keepdim=True) / 2
+    if z_q.numel():
+        z_q = z_q - z_q.detach().amax(-1, keepdim=True)
+    if z_k.numel():
+        top = (z_k.detach().amax(-1, keepdim=True) - half.detach()).amax(-2, keepdim=True)
+        half = half + top
+    phi_q, phi_k = z_q.exp(), (z_k - half).exp()
     if real is not None:
         phi_k = phi_k * real[:, None, :, None]
     O = linear_attention(phi_q, phi_k, wide(V), causal=causal, chunk=chunk)  # noqa: E741
