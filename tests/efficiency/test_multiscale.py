@@ -304,6 +304,14 @@ def test_the_window_of_a_mass_is_the_smallest_one() -> None:
     assert windows_from_mass(torch.eye(5), ratio=0.99).item() == 0
 
 
+def test_the_window_of_a_mass_does_not_depend_on_the_precision() -> None:
+    # Weights that bfloat16 holds exactly; their means, 4/7 and 3/7, it would round to less than 1.
+    A = 0.5 * torch.eye(7) + 0.5 * torch.ones(6).diag(-1)
+    A[0, 0] = 1.0
+    assert windows_from_mass(A, ratio=1.0).item() == 1
+    assert windows_from_mass(A.bfloat16(), ratio=1.0).item() == 1
+
+
 def test_errors_of_windows_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="window must be 0 or more, got -1"):
         headwise_window_mask([3, -1])

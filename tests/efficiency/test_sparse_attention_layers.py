@@ -18,7 +18,7 @@ from companion.efficiency.sparse_attention import (
     strided_layout,
 )
 from companion.models import generate, smollm2
-from companion.transformer.attention import causal, documents, streaming_mask
+from companion.transformer.attention import Mask, causal, documents, streaming_mask
 from companion.transformer.block import Decoder, Encoder, TransformerConfig, initialize_
 from companion.transformer.multi_head import MultiHeadAttention
 
@@ -184,6 +184,17 @@ def test_a_layer_that_cannot_says_so() -> None:
         GatedDeltaNet(12, 3)(x, mask=rule)
     with pytest.raises(ValueError, match="WindowAttention does not take a bias"):
         WindowAttention(12, 3, before=2)(x, bias=torch.zeros(N, N))
+    by_head = Mask(lambda b, h, i, j: (j <= i) & ((h == 0) | (j > i - 2)), outer=causal().outer)
+    with pytest.raises(ValueError, match="LinearAttention takes a causal mask and padding only"):
+        LinearAttention(12, 3)(x, mask=by_head)
+    with pytest.raises(ValueError, match="WindowAttention has no dropout of weights"):
+        WindowAttention(12, 3, before=2, dropout=0.1)
+    with pytest.raises(ValueError, match="LinearAttention has no relative positions"):
+        LinearAttention(12, 3, relative=lambda Q, i, j: Q)
+    with pytest.raises(ValueError, match="heads of WindowAttention cannot be taken out"):
+        WindowAttention(12, 3, before=2).keep_heads([0, 2])
+    with pytest.raises(ValueError, match=r"square Bool matrix.*shape \(3, 5\)"):
+        BlockSparseAttention(12, 3, layout=torch.ones(3, 5, dtype=torch.bool), block=2)
     with pytest.raises(ValueError, match="Performer has no cache"):
         Performer(12, 3, features=5, generator=drawn()).make_cache(1, 5)
     with pytest.raises(ValueError, match="reads 2 later tokens cannot decode"):

@@ -232,10 +232,6 @@ class PooledAttention(CoarseAttention):
         ValueError: If a size is below 1. In a call: if the mask says more than causality and
             padding, or there is a bias.
 
-    References:
-        S. Wang et al. and others take several pooled scales; the form is the book's,
-        ``eq:ms``.
-
     Book: :doc:`/book/efficiency/multiscale`
 
     Example:
