@@ -313,9 +313,7 @@ def test_operations_forward_and_backward_grow_as_they_should(kind: str) -> None:
     run, exponent = GROWTH[kind]
 
     def counted(n: int) -> int:
-        q, k, v = (
-            torch.empty(1, 2, n, 16, device="meta", requires_grad=True) for _ in range(3)
-        )
+        q, k, v = (torch.empty(1, 2, n, 16, device="meta", requires_grad=True) for _ in range(3))
         return count_flops(lambda: run(q, k, v).sum().backward())
 
     # To a thousandth, since the first chunk of a memory has no state whose gradient is to be taken.

@@ -162,7 +162,9 @@ def favor_attention(
             f"queries of width {Q.shape[-1]} do not meet frequencies of width {omega.shape[-1]}"
         )
     if scale is not None and scale < 0:
-        raise ValueError(f"the kernel exp(s q k) has features for a scale of 0 or more, got {scale}")
+        raise ValueError(
+            f"the kernel exp(s q k) has features for a scale of 0 or more, got {scale}"
+        )
     if real is not None:
         check_shape("real", real, (K.shape[0], K.shape[2]))
     root = (Q.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
