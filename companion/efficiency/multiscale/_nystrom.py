@@ -37,8 +37,8 @@ def newton_pinverse(
 
     Numerics:
         Computed in float32 or better, under autocast too. The start is scaled by the norms of
-        *each* matrix. A matrix of zeros gives zeros. For a singular matrix, rounding errors outside of its range grow by
-        13/4 a step: tens of steps beyond convergence do harm.
+        *each* matrix. A matrix of zeros gives zeros. For a singular matrix, rounding errors outside
+        of its range grow by 13/4 a step: tens of steps beyond convergence do harm.
 
     References:
         M. Razavi et al. 2014, Acta Mathematica Scientia 34, 1521 to 1539; used by Y. Xiong et al.

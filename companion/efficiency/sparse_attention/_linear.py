@@ -55,8 +55,9 @@ def linear_attention(
         ValueError: If shapes do not fit, or a decay meets ``causal=False``.
 
     Numerics:
-        Sums are held in float32 or better, whatever comes in, under autocast too. Chunked: for :math:`m` features and
-        chunks of :math:`c` tokens, :math:`2n(cm + cd_v + 2md_v)` operations a head.
+        Sums are held in float32 or better, whatever comes in, under autocast too. Chunked: for
+        :math:`m` features and chunks of :math:`c` tokens, :math:`2n(cm + cd_v + 2md_v)` operations
+        a head.
 
     References:
         Katharopoulos et al. 2020, arXiv:2006.16236, eqs. (5), (16)-(20). Decay and chunks:
