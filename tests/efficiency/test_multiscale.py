@@ -258,6 +258,9 @@ def test_gates_that_do_not_fit_are_refused_and_no_token_is_no_work() -> None:
             multiscale_attention(Q, K, V, torch.ones(shape), sizes=[1, 2])
     nothing = [t[:, :, :0] for t in (Q, K, V)]
     assert pooled_attention(*nothing, size=2).shape == (2, 3, 0, 7)
+    gates = torch.ones(1, 1, 1, 3)
+    found = native_sparse_attention(*nothing, gates, block=3, count=2, window=2)
+    assert found.shape == (2, 3, 0, 7)
 
 
 # --- windows --------------------------------------------------------------------------------------

@@ -135,6 +135,16 @@ def test_decoding_with_a_cache_is_reading_at_once(kind: str) -> None:
     assert torch.equal(model(longer)[:, N - 1 : -1].argmax(-1), written)
 
 
+@pytest.mark.parametrize("kind", CACHED)
+@torch.no_grad()
+def test_a_text_may_begin_with_one_token(kind: str) -> None:
+    # Models give no mask to a single token.
+    model, first = spread(Decoder(CONFIG, attention=CAUSAL[kind])), some_ids()[:, :1]
+    written = generate(model, first, tokens=5)
+    longer = torch.cat([first, written], 1)
+    assert torch.equal(model(longer)[:, :-1].argmax(-1), written)
+
+
 @torch.no_grad()
 def test_what_a_window_holds_does_not_grow() -> None:
     model, ids = spread(Decoder(CONFIG, attention=CAUSAL["sinks"])), some_ids()

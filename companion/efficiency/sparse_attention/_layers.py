@@ -801,6 +801,6 @@ def _split(mask: Mask | None, Q: Tensor, name: str, held: int = 0) -> tuple[bool
 def _must_be_causal(mask: Mask | None, Q: Tensor, cache: Any, name: str) -> Tensor | None:
     held = 0 if cache is None else cache.length
     causal, real = _split(mask, Q, name, held)
-    if not causal and not (held and Q.shape[2] == 1):
+    if not causal and Q.shape[2] > 1:  # one token has no later one, and its mask may be left out
         raise ValueError(f"{name} reads the past only: give a causal mask, as decoders do")
     return real
