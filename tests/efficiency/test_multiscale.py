@@ -220,6 +220,8 @@ def test_errors_of_pooling_say_what_to_do() -> None:
         block_means(Q[0], size=2)
     with pytest.raises(ValueError, match=r"one gate a scale, got 2 for sizes \[1, 2, 4\]"):
         multiscale_attention(Q, K, V, torch.ones(1, 1, 1, 2), sizes=[1, 2, 4])
+    with pytest.raises(ValueError, match="at least one scale, got none"):
+        PooledAttention(12, 3, sizes=[], causal=True)
     with pytest.raises(ValueError, match=r"Q must have shape .* got \(3, 7, 5\)"):
         pooled_attention(Q[0], K, V, size=2)
 
