@@ -203,11 +203,15 @@ def test_a_layer_that_cannot_says_so() -> None:
         LinearAttention(12, 3, relative=lambda Q, i, j: Q)
     with pytest.raises(ValueError, match="heads of WindowAttention cannot be taken out"):
         WindowAttention(12, 3, before=2).keep_heads([0, 2])
-    with pytest.raises(ValueError, match=r"square Bool matrix.*shape \(3, 5\)"):
-        BlockSparseAttention(12, 3, layout=torch.ones(3, 5, dtype=torch.bool), block=2)
     with pytest.raises(ValueError, match="Performer has no cache"):
         Performer(12, 3, features=5, generator=drawn()).make_cache(1, 5)
     with pytest.raises(ValueError, match="reads 2 later tokens cannot decode"):
         WindowAttention(12, 3, before=2, after=2).make_cache(1, 5)
     with pytest.raises(ValueError, match=r"Bool of shape \(batch, heads, n, keys\)"):
         WindowAttention(12, 3, before=2)(x, mask=torch.ones(N, N, dtype=torch.bool))
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_a_layout_that_is_not_square_is_refused_when_the_layer_is_made() -> None:
+    with pytest.raises(ValueError, match=r"square Bool matrix.*shape \(3, 5\)"):
+        BlockSparseAttention(12, 3, layout=torch.ones(3, 5, dtype=torch.bool), block=2)
