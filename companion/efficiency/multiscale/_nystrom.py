@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from companion.core import check_count, check_floating, wide, wide_dtype
 from companion.efficiency.multiscale._shared import check_qkv
@@ -139,9 +140,10 @@ def nystrom_attention(
         ValueError: If there are more landmarks than tokens, or shapes do not fit.
 
     Numerics:
-        Time and memory grow as :math:`n` times ``landmarks``. Computed in float32 or better. There
-        is no causal form: each landmark is a mean over its whole segment, and each weight passes
-        through all landmarks.
+        Time grows as :math:`n` times ``landmarks``, and memory too where there is padding; without,
+        the tables of weights are not held. Computed in float32 or better. There is no causal form:
+        each landmark is a mean over its whole segment, and each weight passes through all
+        landmarks.
 
     References:
         Y. Xiong et al. 2021, "Nyströmformer", arXiv:2102.03902, eq. (13), without the convolution
@@ -167,26 +169,29 @@ def nystrom_attention(
         k, v = (each_head(t.to(high), Q.shape[1]) for t in (K, V))
         q_means, _ = _segment_means(q, landmarks, real)
         k_means, some = _segment_means(k, landmarks, real)
-        from_landmarks, middle = q_means @ k.mT, q_means @ k_means.mT
-        to_landmarks = q @ k_means.mT
-        if real is not None:
-            from_landmarks = from_landmarks.masked_fill(~real[:, None, None], -torch.inf)
+        middle = q_means @ k_means.mT
+        if real is None:
+            A = torch.softmax(middle, -1)
+        else:  # landmarks of padding alone, and texts without a token, take no part
             middle = middle.masked_fill(~some[:, None, None], -torch.inf)
-            to_landmarks = to_landmarks.masked_fill(~some[:, None, None], -torch.inf)
-        factors = [torch.softmax(S, -1) for S in (to_landmarks, middle, from_landmarks)]
-        if real is not None:
-            # Landmarks of padding alone, and texts without a token, take no part.
-            factors = [F.nan_to_num(0.0) for F in factors]
-            factors[1] = factors[1] * some[:, None, :, None]
-        A = factors[1]
+            A = torch.softmax(middle, -1).nan_to_num(0.0) * some[:, None, :, None]
         Z = (
             torch.linalg.pinv(A)
             if iterations is None
             else newton_pinverse(A, iterations=iterations)
         )
         # The small products first: no matrix of n times m entries appears.
-        O = factors[0] @ (Z @ (factors[2] @ v))  # noqa: E741
+        gathered = Z @ _read(q_means, k, v, real)
+        O = _read(q, k_means, gathered, None if real is None else some)  # noqa: E741
     return O.to(Q.dtype)
+
+
+def _read(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None) -> Tensor:
+    """Attention with scores that are scaled already; without padding, no table of it is held."""
+    if real is None:
+        return scaled_dot_product_attention(q, k, v, scale=1.0)
+    scores = (q @ k.mT).masked_fill(~real[:, None, None], -torch.inf)
+    return torch.softmax(scores, -1).nan_to_num(0.0) @ v
 
 
 def _segment_means(x: Tensor, segments: int, real: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -102,8 +102,11 @@ def favor_features(
         raise ValueError(
             f"x of width {x.shape[-1]} does not meet frequencies of width {omega.shape[-1]}"
         )
+    x = wide(x)
     with full_precision(x):
-        scaled: Tensor = (_exponents(x, omega) - shift).exp() * omega.shape[0] ** -0.5
+        z = x @ omega.to(x.dtype).mT
+    exponent = z - x.square().sum(-1, keepdim=True) / 2 - shift
+    scaled: Tensor = exponent.exp() * omega.shape[0] ** -0.5
     return scaled
 
 
@@ -143,9 +146,10 @@ def favor_attention(
         ValueError: If shapes do not fit, or the scale is negative.
 
     Numerics:
-        Features are shifted by the largest exponent, of each query and of all keys together, of
-        which padding is none. The shift of the keys cancels. A causal query whose keys all
-        underflow beside a later key has output 0.
+        Features are those of :func:`favor_features`, up to a factor for each query and one for all
+        keys together, which cancel and make the largest 1; padding takes no part in it. A causal
+        query whose keys all underflow beside a later key has output 0. In float32 or better, under
+        autocast too.
 
     References:
         Choromanski et al. 2021, arXiv:2009.14794, sec. 2.3.
@@ -169,36 +173,29 @@ def favor_attention(
         check_shape("real", real, (K.shape[0], K.shape[2]))
     root = (Q.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
     q, k = root * wide(Q), root * wide(K)
-    phi_q = favor_features(q, omega, shift=_largest(q, omega))
-    phi_k = favor_features(k, omega, shift=_largest_of_all(k, omega, real))
+    # What scales all features of a query cancels, and what scales those of all keys alike.
+    with full_precision(q):
+        z_q, z_k = q @ omega.to(q.dtype).mT, k @ omega.to(k.dtype).mT
+    half = k.square().sum(-1, keepdim=True) / 2
+    if z_q.numel():
+        z_q = z_q - z_q.detach().amax(-1, keepdim=True)
+    if z_k.numel():
+        largest = z_k.detach().amax(-1, keepdim=True) - half.detach()
+        half = half + _largest_of_all(largest, real)
+    phi_q, phi_k = z_q.exp(), (z_k - half).exp()
     O = linear_attention(phi_q, phi_k, wide(V), causal=causal, chunk=chunk)  # noqa: E741
     return O.to(V.dtype)
 
 
-def _exponents(x: Tensor, omega: Tensor) -> Tensor:
-    """What the features are the exponentials of."""
-    x = wide(x)
-    return x @ omega.to(x.dtype).mT - x.square().sum(-1, keepdim=True) / 2
-
-
-def _largest(x: Tensor, omega: Tensor) -> Tensor:
-    """The largest exponent of each vector, (batch, heads, n, 1)."""
-    with full_precision(x):
-        return _exponents(x.detach(), omega).amax(-1, keepdim=True)
-
-
-def _largest_of_all(k: Tensor, omega: Tensor, real: Tensor | None) -> Tensor:
+def _largest_of_all(exponents: Tensor, real: Tensor | None) -> Tensor:
     """The largest exponent of the tokens of a text, and infinity for its padding.
 
     Padding must not take part: beside a key of zeros, all long keys would underflow.
     """
-    each = _largest(k, omega)
-    if not each.numel():
-        return each
     if real is None:
-        return each.amax(-2, keepdim=True)
+        return exponents.amax(-2, keepdim=True)
     padded = ~real[:, None, :, None]
-    largest = each.masked_fill(padded, -torch.inf).amax(-2, keepdim=True)
+    largest = exponents.masked_fill(padded, -torch.inf).amax(-2, keepdim=True)
     return torch.where(padded, torch.inf, largest)
 
 
