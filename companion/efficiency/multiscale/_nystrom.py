@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from companion.core import check_count, check_floating, wide_dtype
+from companion.core import check_count, check_floating, wide, wide_dtype
 from companion.efficiency.multiscale._shared import check_qkv
 from companion.transformer.attention._dense import each_head
 from companion.transformer.attention._inputs import cast, default_scale, full_precision
@@ -37,9 +37,9 @@ def newton_pinverse(
         ValueError: If the matrices are not square and floating.
 
     Numerics:
-        Computed in float32 or better. The start is scaled by the norms of *each* matrix. A matrix
-        of zeros gives zeros. For a singular matrix, rounding errors outside of its range grow by
-        13/4 a step: tens of steps beyond convergence do harm.
+        Computed in float32 or better, under autocast too. The start is scaled by the norms of
+        *each* matrix. A matrix of zeros gives zeros. For a singular matrix, rounding errors outside
+        of its range grow by 13/4 a step: tens of steps beyond convergence do harm.
 
     References:
         M. Razavi et al. 2014, Acta Mathematica Scientia 34, 1521 to 1539; used by Y. Xiong et al.
@@ -62,9 +62,10 @@ def newton_pinverse(
     norms = size.sum(-2).amax(-1) * size.sum(-1).amax(-1)
     Z = X.mT / norms.masked_fill(norms == 0, 1.0)[..., None, None]
     one = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
-    for _ in range(iterations):
-        Y = X @ Z
-        Z = 0.25 * Z @ (13 * one - Y @ (15 * one - Y @ (7 * one - Y)))
+    with full_precision(X):
+        for _ in range(iterations):
+            Y = X @ Z
+            Z = 0.25 * Z @ (13 * one - Y @ (15 * one - Y @ (7 * one - Y)))
     return Z.to(A.dtype)
 
 
@@ -80,7 +81,8 @@ def pinverse_residual(
         Z: Their would-be pseudo-inverses.
 
     Returns:
-        One number a matrix, 0 for the pseudo-inverse; NaN for a matrix of zeros.
+        One number a matrix, in float32 or better: 0 for the pseudo-inverse; NaN for a matrix of
+        zeros.
 
     Raises:
         ValueError: If the shapes differ.
@@ -93,7 +95,9 @@ def pinverse_residual(
     """
     if A.shape != Z.shape:
         raise ValueError(f"A and Z must have one shape, got {tuple(A.shape)} and {tuple(Z.shape)}")
-    missing: Tensor = torch.linalg.matrix_norm(A @ Z @ A - A)
+    A, Z = wide(A), wide(Z)
+    with full_precision(A):
+        missing: Tensor = torch.linalg.matrix_norm(A @ Z @ A - A)
     relative: Tensor = missing / torch.linalg.matrix_norm(A)
     return relative
 
