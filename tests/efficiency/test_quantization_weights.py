@@ -70,6 +70,23 @@ def test_searching_the_grid_is_never_worse_than_the_whole_range():
     assert float(better[0]) < 0.95 * float(plain[0])
 
 
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_a_search_for_symmetric_grids_counts_only_codes_that_they_have(bits):
+    # With -2^(b-1) counted, which a symmetric grid has not, negative ends came out too short.
+    W = -normal(7, 64).abs()
+    plain = round_weights(W, bits=bits, group=64, symmetric=True)
+    better = round_weights(W, bits=bits, group=64, symmetric=True, search=True)
+    errors = [(made.values(W.dtype) - W).square().sum(1) for made in (plain, better)]
+    assert bool((errors[1] <= errors[0] + 1e-12).all())
+    turned = round_weights(-W, bits=bits, group=64, symmetric=True, search=True)
+    assert torch.equal(turned.codes, -better.codes)
+    assert torch.equal(turned.scale, better.scale)
+    X = normal(97, 64, seed=1)
+    H = 2 * X.T @ X
+    careful = [gptq(w, H, bits=bits, group=64, symmetric=True, search=True) for w in (W, -W)]
+    assert torch.equal(careful[0].codes, -careful[1].codes)
+
+
 def by_definition(W, H, made):
     """OBQ in a fixed order: round a column, let the free ones adapt, invert anew."""
     W, codes = W.clone(), []

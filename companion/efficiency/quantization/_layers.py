@@ -57,9 +57,9 @@ class QuantizedLinear(LinearLike):
         inputs, other types, groups that the kernel does not know, and other devices expand the
         weight and multiply in floating point. So a long prompt and single tokens differ by the
         rounding to bfloat16. 4-bit codes are packed for the machine at hand; the ``state_dict``
-        holds plain pairs, which any machine reads. 3 and 2 bits have no kernel: codes lie in planes,
-        the k-th bits of eight neighbors in one byte, and are always expanded. They save memory and
-        no time.
+        holds plain pairs, which any machine reads. 3 and 2 bits have no kernel: their codes lie in
+        planes, the k-th bits of eight neighbors in one byte, and are always expanded. They save
+        memory and no time.
 
     Book: :doc:`/book/efficiency/quantization`
 
@@ -238,7 +238,7 @@ class QuantizedLinear(LinearLike):
         return made
 
     def parts(self) -> dict[str, Tensor]:
-        """Return what is stored: plain codes, two to a byte for 4 bits, planes for less, and grids."""
+        """Return what is stored: grids and plain codes, as pairs or planes below 8 bits."""
         plain = self.weight_codes()
         codes = _stored(plain.codes, self.bits)
         values = (codes, plain.scale, plain.center, self.divide, self.bias)
@@ -366,7 +366,8 @@ def _stored(codes: Tensor, bits: int) -> Tensor:
         return codes
     unsigned = (codes + 2 ** (bits - 1)).to(torch.uint8)
     if bits == 4:  # two in a byte: the even input low, the odd one high
-        return unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
+        pairs: Tensor = unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
+        return pairs
     eights = unsigned.unflatten(1, (-1, 8))
     planes = [_byte(eights >> k & 1) for k in range(bits)]
     return torch.stack(planes, 1)  # (outputs, bits, inputs / 8)
@@ -389,4 +390,5 @@ def _read(stored: Tensor) -> Tensor:
         places = torch.arange(8, dtype=torch.uint8, device=stored.device)
         spread = (stored[..., None] >> places & 1).flatten(-2)  # (outputs, bits, inputs)
         unsigned = torch.stack([spread[:, k] << k for k in range(bits)]).sum(0, dtype=torch.uint8)
-    return unsigned.to(torch.int8) - 2 ** (bits - 1)
+    signed: Tensor = unsigned.to(torch.int8) - 2 ** (bits - 1)
+    return signed

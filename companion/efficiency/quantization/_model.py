@@ -81,8 +81,8 @@ def quantize(
         method: ``"nearest"`` and ``"mse"`` look at the weights alone. ``"gptq"`` and ``"awq"`` look
             at the inputs of each layer, too, and need ``calibration``; so does ``"smooth"``,
             SmoothQuant, which is for rounded activations.
-        group: Inputs that share a step, with fewer than 8 bits; with 4 bits 32, 64, 128 and 256 have
-            a fast kernel.
+        group: Inputs that share a step, with fewer than 8 bits; with 4 bits 32, 64, 128 and 256
+            have a fast kernel.
         calibration: Inputs that the model is run on, each a batch, or a tuple of arguments. The
             text should be like that which the model will read. No padding.
         round_activations: With 8 bits, round activations to 8 bits, too (W8A8), each token with a
