@@ -164,6 +164,7 @@ def pairs() -> Iterator[Pair]:
         theirs=_encode_theirs,
         same=close(1e-4),
         speed=1.0,
+        note="Both spend their time in the same products.",
     )
     yield Pair(
         name="model/embed",
@@ -195,6 +196,7 @@ def pairs() -> Iterator[Pair]:
         theirs=_decode_theirs,
         same=_equal,
         speed=1.25,
+        note="Most of our time goes into reading the weights, which both must do: see below.",
     )
     yield Pair(
         name="model/decode-bound",

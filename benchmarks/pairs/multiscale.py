@@ -145,7 +145,7 @@ def _deepseek(n: int) -> Any:
             theirs(x[:, :-1], tuple(t[:, :-1] for t in still), None, past_key_values=cache)
 
         def run() -> Tensor:
-            cache.crop(n - 1)
+            cache.crop(n - 1 - cache.get_seq_length())  # what the last call added
             with torch.no_grad():
                 new = tuple(t[:, -1:] for t in still)
                 out: Tensor = theirs(x[:, -1:], new, None, past_key_values=cache)[0]

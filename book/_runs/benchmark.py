@@ -1,7 +1,8 @@
-"""Run ``make bench`` twice on the whole, and store both tables.
+"""Run ``make bench`` on the whole, twice if asked, and store the tables.
 
-About 30 minutes of two cores on which nothing else should run. The second run shows which ratios
-repeat.
+Half an hour a run, of two cores on which nothing else should run. A second run shows which ratios
+repeat. ``--tables`` stores what runs of ``make bench`` have written, and measures nothing; a
+table of some pairs only, after a table of all, replaces those pairs.
 """
 
 import argparse
@@ -9,14 +10,12 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from _store import store
 
 BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench.py"
-TIMES = 2
 
 
 def report(path: Path) -> dict[str, Any]:
@@ -37,14 +36,38 @@ def rounded(value: Any) -> Any:
     return [rounded(entry) for entry in value] if isinstance(value, list) else value
 
 
+def joined(tables: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Whole tables, each with its pairs as a later, partial table has them."""
+    whole = max(len(table["pairs"]) for table in tables)
+    runs: list[dict[str, Any]] = []
+    for table in tables:
+        if not runs or len(table["pairs"]) == whole:
+            runs.append(table)
+            continue
+        rows = {row["name"]: row for row in [*runs[-1]["pairs"], *table["pairs"]]}
+        minutes = runs[-1]["minutes"] + table["minutes"]
+        runs[-1] = runs[-1] | {"pairs": list(rows.values()), "minutes": minutes}
+    return runs
+
+
 def main() -> None:
     """Run, and store."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.parse_args()
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        runs = [rounded(report(Path(folder, f"{number}.json"))) for number in range(TIMES)]
-    store("benchmark", {"runs": runs}, seed=0, seconds=time.perf_counter() - begin)
+    parser.add_argument("--times", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--tables", type=Path, nargs="+", help="written by `make bench --out`")
+    asked = parser.parse_args()
+    if asked.tables:
+        del sys.argv[1:]  # what is stored is the command that measures
+        tables = [json.loads(path.read_text(encoding="utf-8")) for path in asked.tables]
+        runs = joined(tables)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            runs = [report(Path(folder, f"{number}.json")) for number in range(asked.times)]
+    names = [{row["name"] for row in run["pairs"]} for run in runs]
+    if any(name != names[0] for name in names):
+        raise SystemExit("benchmark: the tables do not have the same pairs; nothing is stored")
+    seconds = 60 * sum(run["minutes"] for run in runs)
+    store("benchmark", {"runs": rounded(runs)}, seed=0, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from companion.command._options import count, path_of, plain, read_text
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "hold a model's weights in 8 or 4 bits"
+HELP = "hold a model's weights in 8 bits or fewer"
 _METHODS = ("nearest", "mse", "gptq", "awq")
 #: Tokens of a row of the text that the methods look at.
 _WIDTH = 128
@@ -21,15 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: Receives them.
     """
     parser.description = (
-        "Write a copy of a model whose weights are integers of 8 or 4 bits. The generate command "
-        "reads it like the model itself."
+        "Write a copy of a model whose weights are integers of 8 bits or fewer. The generate "
+        "command reads it like the model itself."
     )
     add = parser.add_argument
     add("directory", metavar="DIR", help="folder of the model")
     add("--out", required=True, help="folder of the copy")
-    add("--bits", type=int, choices=(4, 8), default=8, help="of a weight")
+    add("--bits", type=int, choices=(2, 3, 4, 8), default=8, help="of a weight")
     add("--method", choices=_METHODS, default="nearest", help="how codes are found")
-    add("--group", type=int, default=32, help="weights that share a step, with 4 bits")
+    add("--group", type=int, default=32, help="weights that share a step, below 8 bits")
     add("--text", help="UTF-8 file that gptq and awq run the model on, like what it will read")
     add("--rows", type=int, default=16, help=f"rows of {_WIDTH} tokens taken of the text")
 

@@ -27,12 +27,12 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("method", ["nearest", "gptq"])
-def test_a_copy_of_four_bits_is_written_and_writes(folder, method, tmp_path, capsys):
+@pytest.mark.parametrize(("bits", "method"), [(4, "nearest"), (4, "gptq"), (3, "nearest")])
+def test_a_copy_of_few_bits_is_written_and_writes(folder, bits, method, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("a b c d e f g h i j " * 20, encoding="utf-8")
     out = tmp_path / "small"
-    words = ["quantize", str(folder), "--bits", "4", "--out", str(out), "--method", method]
+    words = ["quantize", str(folder), "--bits", str(bits), "--out", str(out), "--method", method]
     assert main([*words, "--text", str(text)]) == 0
     assert "MB in memory" in capsys.readouterr().out
     small, whole = load_quantized(out), load_pretrained(folder)
@@ -67,5 +67,5 @@ def test_folders_that_will_not_do_are_refused(folder, tmp_path, capsys):
     assert main(["quantize", str(folder), "--out", str(folder)]) == 2
     assert "--out is the folder of the model" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["quantize", str(folder), "--out", "x", "--bits", "3"])
+        main(["quantize", str(folder), "--out", "x", "--bits", "5"])
     assert "--bits" in capsys.readouterr().err

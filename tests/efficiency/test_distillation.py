@@ -356,6 +356,48 @@ def test_only_positions_that_count_count() -> None:
         forward_kl(s[:0], t[:0])
 
 
+@pytest.mark.parametrize("bad", [math.nan, INF, -INF])
+def test_what_does_not_count_does_not_reach_the_gradient(bad: float) -> None:
+    # A teacher may say anything after padding. 0 times NaN would be NaN.
+    s, t = numbers(2, 3, 7), numbers(2, 3, 7, seed=1)
+    real = torch.tensor([[True, False, True], [True, True, False]])
+    y = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    dirty = torch.where(real[..., None], t, bad)
+    top = top_k_log_probs(t, k=3)
+    dirty_top = TopK(torch.where(real[..., None], top.log_probs, bad), top.ids)
+    losses: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = [
+        *[
+            (
+                lambda z, f=f: f(z, dirty, real=real),
+                lambda z, f=f: f(z[real], t[real]),
+            )
+            for f in DIVERGENCES.values()
+        ],
+        (
+            lambda z: kd_loss(z, dirty, y, temperature=2.0, alpha=0.3, real=real),
+            lambda z: kd_loss(z[real], t[real], y[real], temperature=2.0, alpha=0.3),
+        ),
+        (
+            lambda z: kd_loss(z, dirty, y.where(real, -100), temperature=2.0, alpha=0.3),
+            lambda z: kd_loss(z[real], t[real], y[real], temperature=2.0, alpha=0.3),
+        ),
+        (
+            lambda z: top_k_kd_loss(z, dirty_top, real=real),
+            lambda z: top_k_kd_loss(z[real], TopK(top.log_probs[real], top.ids[real])),
+        ),
+    ]
+    for with_padding, without in losses:
+        z = s.clone().requires_grad_()
+        have, want = with_padding(z), without(z)
+        torch.testing.assert_close(have, want)
+        slope = torch.autograd.grad(have, z)[0]
+        torch.testing.assert_close(slope, torch.autograd.grad(want, z)[0])
+        assert not slope[~real].any()
+        # The student's own padding may be no number either.
+        mess = torch.where(real[..., None], s, bad).requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(with_padding(mess), mess)[0], slope)
+
+
 def test_the_mean_is_over_positions_not_over_rows() -> None:
     s, t = numbers(2, 3, 7), numbers(2, 3, 7, seed=1)
     flat = forward_kl(s.flatten(0, 1), t.flatten(0, 1))

@@ -230,6 +230,22 @@ def test_minilm_s_loss_by_hand_and_under_padding() -> None:
     assert padded == pytest.approx(sum(parts) / 8, abs=1e-12)
 
 
+def test_states_of_padding_do_not_reach_the_gradient() -> None:
+    real = torch.tensor([[True] * 5, [True, True, True, False, False]])
+    s, t, W = numbers(2, 5, 3), numbers(2, 5, 7, seed=1), numbers(3, 7, seed=2).requires_grad_()
+    dirty_s, dirty_t = (torch.where(real[..., None], x, torch.nan) for x in (s, t))
+    have = torch.autograd.grad(feature_loss(dirty_s, dirty_t, W, real=real), W)[0]
+    torch.testing.assert_close(have, torch.autograd.grad(feature_loss(s, t, W, real=real), W)[0])
+    student = tuple(numbers(2, 3, 5, 7, seed=i).requires_grad_() for i in range(3))
+    teacher = tuple(numbers(2, 3, 5, 11, seed=10 + i) for i in range(3))
+    dirty = tuple(torch.where(real[:, None, :, None], x, torch.nan) for x in teacher)
+    found, wanted = (minilm_loss(student, x, real=real) for x in (dirty, teacher))
+    torch.testing.assert_close(found, wanted)
+    slopes = torch.autograd.grad(found, student)
+    for slope, want in zip(slopes, torch.autograd.grad(wanted, student), strict=True):
+        torch.testing.assert_close(slope, want)
+
+
 def test_minilm_s_loss_reads_the_sites_of_a_model_and_its_gradient_is_exact() -> None:
     ids = torch.tensor([[0, 3, 2, 5], [1, 4, 4, 6]])
     names = [f"blocks.0.attention.{part}" for part in ("queries", "keys", "values")]

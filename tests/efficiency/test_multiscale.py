@@ -220,6 +220,8 @@ def test_errors_of_pooling_say_what_to_do() -> None:
         block_means(Q[0], size=2)
     with pytest.raises(ValueError, match=r"one gate a scale, got 2 for sizes \[1, 2, 4\]"):
         multiscale_attention(Q, K, V, torch.ones(1, 1, 1, 2), sizes=[1, 2, 4])
+    with pytest.raises(ValueError, match="at least one scale, got none"):
+        PooledAttention(12, 3, sizes=[], causal=True)
     with pytest.raises(ValueError, match=r"Q must have shape .* got \(3, 7, 5\)"):
         pooled_attention(Q[0], K, V, size=2)
 
@@ -258,6 +260,9 @@ def test_gates_that_do_not_fit_are_refused_and_no_token_is_no_work() -> None:
             multiscale_attention(Q, K, V, torch.ones(shape), sizes=[1, 2])
     nothing = [t[:, :, :0] for t in (Q, K, V)]
     assert pooled_attention(*nothing, size=2).shape == (2, 3, 0, 7)
+    gates = torch.ones(1, 1, 1, 3)
+    found = native_sparse_attention(*nothing, gates, block=3, count=2, window=2)
+    assert found.shape == (2, 3, 0, 7)
 
 
 # --- windows --------------------------------------------------------------------------------------
@@ -302,6 +307,14 @@ def test_the_window_of_a_mass_is_the_smallest_one() -> None:
         assert (head * (far <= window)).sum() / 13 >= 0.7 > (head * (far < window)).sum() / 13
     assert windows_from_mass(A, ratio=1.0).tolist() == [12] * 4
     assert windows_from_mass(torch.eye(5), ratio=0.99).item() == 0
+
+
+def test_the_window_of_a_mass_does_not_depend_on_the_precision() -> None:
+    # Weights that bfloat16 holds exactly; their means, 4/7 and 3/7, it would round to less than 1.
+    A = 0.5 * torch.eye(7) + 0.5 * torch.ones(6).diag(-1)
+    A[0, 0] = 1.0
+    assert windows_from_mass(A, ratio=1.0).item() == 1
+    assert windows_from_mass(A.bfloat16(), ratio=1.0).item() == 1
 
 
 def test_errors_of_windows_say_what_to_do() -> None:

@@ -92,6 +92,19 @@ def test_six_steps_are_not_enough_near_a_singular_matrix() -> None:
     assert pinverse_residual(A, newton_pinverse(A)) > 0.001
 
 
+def test_the_iteration_keeps_its_precision_under_autocast_and_in_half() -> None:
+    A = numbers(2, 7, 7).softmax(-1).float()
+    exact = newton_pinverse(A, iterations=8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        Z = newton_pinverse(A, iterations=8)
+        residual = pinverse_residual(A, Z)
+    assert torch.equal(Z, exact)
+    assert torch.equal(residual, pinverse_residual(A, exact))
+    low = A.bfloat16()
+    found = pinverse_residual(low, low.mT)
+    torch.testing.assert_close(found, pinverse_residual(low.float(), low.float().mT))
+
+
 def test_each_matrix_has_a_start_of_its_own() -> None:
     """A matrix with a column of sum 8 beside it must not slow the other one down."""
     A = torch.tensor([[0.51, 0.49], [0.49, 0.51]], dtype=torch.float64)

@@ -70,6 +70,23 @@ def test_searching_the_grid_is_never_worse_than_the_whole_range():
     assert float(better[0]) < 0.95 * float(plain[0])
 
 
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_a_search_for_symmetric_grids_counts_only_codes_that_they_have(bits):
+    # With -2^(b-1) counted, which a symmetric grid has not, negative ends came out too short.
+    W = -normal(7, 64).abs()
+    plain = round_weights(W, bits=bits, group=64, symmetric=True)
+    better = round_weights(W, bits=bits, group=64, symmetric=True, search=True)
+    errors = [(made.values(W.dtype) - W).square().sum(1) for made in (plain, better)]
+    assert bool((errors[1] <= errors[0] + 1e-12).all())
+    turned = round_weights(-W, bits=bits, group=64, symmetric=True, search=True)
+    assert torch.equal(turned.codes, -better.codes)
+    assert torch.equal(turned.scale, better.scale)
+    X = normal(97, 64, seed=1)
+    H = 2 * X.T @ X
+    careful = [gptq(w, H, bits=bits, group=64, symmetric=True, search=True) for w in (W, -W)]
+    assert torch.equal(careful[0].codes, -careful[1].codes)
+
+
 def by_definition(W, H, made):
     """OBQ in a fixed order: round a column, let the free ones adapt, invert anew."""
     W, codes = W.clone(), []
@@ -238,15 +255,39 @@ def test_many_rows_gradients_and_float64_take_the_dense_product():
     torch.testing.assert_close(layer.weight.double(), W, rtol=1e-6, atol=1e-6)
 
 
-def test_a_layer_moves_and_is_copied_without_losing_its_codes():
-    made = round_weights(normal(7, 64, dtype=torch.float32), bits=4)
+@pytest.mark.parametrize("bits", [2, 3])
+def test_planes_hold_the_bits_of_eight_neighbors_in_a_byte(bits):
+    made = round_weights(normal(5, 48, dtype=torch.float32), bits=bits, group=16)
+    layer = QuantizedLinear(made)
+    planes = layer.parts()["codes"]
+    assert planes.dtype == torch.uint8
+    assert planes.shape == (5, bits, 6)  # bits / 8 bytes for each of 48 inputs
+    for row, codes in enumerate(made.codes.tolist()):
+        for k in range(bits):
+            # One long number in base 2, whose lowest digit is that of the first input.
+            number = sum(((code + 2 ** (bits - 1)) >> k & 1) << j for j, code in enumerate(codes))
+            assert bytes(planes[row, k].tolist()) == number.to_bytes(6, "little")
+    assert torch.equal(layer.weight_codes().codes, made.codes)
+    x = normal(3, 48, seed=1, dtype=torch.float32)
+    assert not layer._fast(x)
+    torch.testing.assert_close(layer(x), x @ made.values().T, rtol=1e-5, atol=1e-5)
+    again = QuantizedLinear.from_parts(layer.parts())
+    assert again.bits == bits
+    assert torch.equal(again(x), layer(x))
+    # Grids are 2 of 16 bits for each 16 inputs, so that a weight takes two bits more than its code.
+    assert layer.bytes == 5 * 48 * (bits + 2) / 8
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_layer_moves_and_is_copied_without_losing_its_codes(bits):
+    made = round_weights(normal(7, 64, dtype=torch.float32), bits=bits)
     layer = QuantizedLinear(made)
     x = normal(2, 64, seed=1, dtype=torch.float32)
     before = layer(x)
     again = copy.deepcopy(layer).double().float()
     assert torch.equal(again(x), before)
     assert torch.equal(again.weight_codes().codes, made.codes)
-    other = QuantizedLinear(round_weights(torch.ones(7, 64), bits=4))
+    other = QuantizedLinear(round_weights(torch.ones(7, 64), bits=bits))
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), before)
     meta = copy.deepcopy(layer).to("meta")
@@ -269,14 +310,16 @@ def test_rounded_activations_are_a_product_of_integers():
 # Models
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantized_model_is_smaller_and_says_nearly_the_same(bits):
+@pytest.mark.parametrize(
+    ("bits", "smaller", "moved"), [(8, 0.4, 0.03), (4, 0.3, 0.4), (3, 0.25, 0.7), (2, 0.2, 1.5)]
+)
+def test_a_quantized_model_is_smaller_and_says_nearly_the_same(bits, smaller, moved):
     model = llama()
     before = model(IDS)
     small = quantize(model, bits=bits)
-    assert model_bytes(small) < model_bytes(model) * (0.4 if bits == 8 else 0.3)
+    assert model_bytes(small) < model_bytes(model) * smaller
     change = (small(IDS) - before).norm() / before.norm()
-    assert 0 < float(change.detach()) < (0.03 if bits == 8 else 0.4)
+    assert 0 < float(change.detach()) < moved
     assert torch.equal(model(IDS), before)  # the model itself is as it was
     assert all(isinstance(m, nn.Linear) for m in map(model.get_submodule, paths(model)))
     assert all(isinstance(small.get_submodule(path), QuantizedLinear) for path in paths(small))
@@ -328,7 +371,7 @@ def test_smoothing_helps_where_one_input_is_large():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_a_saved_model_comes_back_bit_for_bit(bits, tied, tmp_path):
     small = quantize(llama(tied=tied), bits=bits)
     save_quantized(small, tmp_path / "a")
@@ -381,7 +424,7 @@ def test_lora_trains_beside_integers():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"bits": 3}, "bits must be 4 or 8"),
+        ({"bits": 5}, "bits must be 2, 3, 4 or 8"),
         ({"method": "magic"}, "method must be one of nearest, mse"),
         ({"method": "gptq"}, "give calibration"),
         ({"method": "gptq", "calibration": []}, "calibration is empty"),
@@ -402,9 +445,14 @@ def test_more_errors_say_what_to_do(tmp_path):
         quantize("smollm2")
     with pytest.raises(ValueError, match="no quantized layer"):
         save_quantized(llama(), tmp_path)
-    three = round_weights(torch.ones(3, 32), bits=3)
-    with pytest.raises(ValueError, match="4 or 8 bits"):
-        QuantizedLinear(three)
+    five = round_weights(torch.ones(3, 32), bits=5)
+    with pytest.raises(ValueError, match="2, 3, 4 or 8 bits"):
+        QuantizedLinear(five)
+    with pytest.raises(ValueError, match="a multiple of 8 inputs, got 12"):
+        QuantizedLinear(round_weights(torch.ones(3, 12), bits=3, group=12))
+    four_planes = {"codes": torch.zeros(3, 4, 2, dtype=torch.uint8), "scale": torch.ones(3, 1)}
+    with pytest.raises(ValueError, match=r"2 or 3 planes of uint8, got torch.uint8 of shape"):
+        QuantizedLinear.from_parts(four_planes)
     with pytest.raises(ValueError, match="one step a row"):
         QuantizedLinear(round_weights(torch.ones(3, 32), bits=4), round_activations=True)
     with pytest.raises(ValueError, match="even number"):

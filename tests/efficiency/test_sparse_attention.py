@@ -192,6 +192,25 @@ def test_the_operations_of_a_window(n: int, d: int, size: int, before: int, afte
     assert count_flops(run) == 2 * 3 * 4 * n * d * (size + before + after)
 
 
+def test_a_window_beyond_the_text_costs_no_more_than_one_that_reaches_its_ends() -> None:
+    Q = torch.empty(1, 2, N, D, device="meta")
+    reaching, beyond = (
+        count_flops(lambda w=w: local_attention(Q, Q, Q, before=w, after=w, block=8))
+        for w in (N - 1, 10**12)
+    )
+    assert beyond == reaching
+    Q, K, V = grouped()
+    expected = dense_attention(Q, K, V, mask=causal())[0]
+    torch.testing.assert_close(local_attention(Q, K, V, before=10**12), expected, **EXACT)
+
+
+def test_no_token_is_no_work() -> None:
+    Q, K, V = (t[:, :, :0] for t in grouped())
+    nothing = torch.ones(0, 0, dtype=torch.bool)
+    assert local_attention(Q, K, V, before=3).shape == (B, H, 0, DV)
+    assert block_sparse(Q, K, V, nothing, block=5).shape == (B, H, 0, DV)
+
+
 def test_the_memory_of_a_window_grows_with_the_tokens() -> None:
     def peak(n: int) -> int:
         Q, K, V = (normal(1, 2, n, 16, seed=s, dtype=torch.float32) for s in range(3))
@@ -210,7 +229,38 @@ def test_bfloat16_is_near_float32() -> None:
     assert (low.float() - exact).abs().max() < 0.06
 
 
-def test_local_attention_agrees_with_longformer_and_with_the_package() -> None:
+def test_a_window_of_longformer_has_half_of_it_on_each_side() -> None:
+    from transformers import LongformerConfig
+    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+
+    config = LongformerConfig(
+        hidden_size=12,
+        num_attention_heads=3,
+        attention_window=[8],
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(2)
+    theirs = LongformerSelfAttention(config, 0).double().eval()
+    x, no = normal(2, 24, 12), torch.zeros(2, 24, dtype=torch.bool)
+    expected = theirs(
+        x,
+        attention_mask=no.double(),
+        is_index_masked=no,
+        is_index_global_attn=no,
+        is_global_attn=False,
+    )[0]
+    Q, K, V = (
+        part(x).unflatten(-1, (3, 4)).transpose(1, 2)
+        for part in (theirs.query, theirs.key, theirs.value)
+    )
+    found = local_attention(Q, K, V, before=4, after=4).transpose(1, 2).flatten(2)
+    # Their softmax is in float32.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    other = local_attention(Q, K, V, before=8, after=8).transpose(1, 2).flatten(2)
+    assert (other - expected).abs().max() > 0.01
+
+
+def test_local_attention_agrees_with_the_package() -> None:
     from local_attention import LocalAttention
 
     Q, K, V = (normal(1, 3, 48, 8, seed=s, dtype=torch.float32) for s in range(3))
@@ -427,6 +477,14 @@ def test_causal_hashing_does_not_know_the_future() -> None:
         changed[:, :, t:] = normal(1, 2, 31 - t, 5, seed=100 + t)
         found = lsh_attention(changed, v, **options)[:, :, :t]
         torch.testing.assert_close(found, whole[:, :, :t], **EXACT)
+
+
+def test_hashing_keeps_its_precision_under_autocast() -> None:
+    x, v = (normal(1, 2, 31, 5, seed=s, dtype=torch.float32) for s in (1, 2))
+    rotations = normal(2, 5, 3, seed=3, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = lsh_attention(x, v, rotations=rotations, chunk=4)
+    assert torch.equal(found, lsh_attention(x, v, rotations=rotations, chunk=4))
 
 
 def test_two_vectors_share_a_side_as_often_as_their_angle_says() -> None:

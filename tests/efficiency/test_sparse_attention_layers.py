@@ -18,7 +18,7 @@ from companion.efficiency.sparse_attention import (
     strided_layout,
 )
 from companion.models import generate, smollm2
-from companion.transformer.attention import causal, documents, streaming_mask
+from companion.transformer.attention import Mask, causal, documents, streaming_mask
 from companion.transformer.block import Decoder, Encoder, TransformerConfig, initialize_
 from companion.transformer.multi_head import MultiHeadAttention
 
@@ -135,6 +135,16 @@ def test_decoding_with_a_cache_is_reading_at_once(kind: str) -> None:
     assert torch.equal(model(longer)[:, N - 1 : -1].argmax(-1), written)
 
 
+@pytest.mark.parametrize("kind", CACHED)
+@torch.no_grad()
+def test_a_text_may_begin_with_one_token(kind: str) -> None:
+    # Models give no mask to a single token.
+    model, first = spread(Decoder(CONFIG, attention=CAUSAL[kind])), some_ids()[:, :1]
+    written = generate(model, first, tokens=5)
+    longer = torch.cat([first, written], 1)
+    assert torch.equal(model(longer)[:, :-1].argmax(-1), written)
+
+
 @torch.no_grad()
 def test_what_a_window_holds_does_not_grow() -> None:
     model, ids = spread(Decoder(CONFIG, attention=CAUSAL["sinks"])), some_ids()
@@ -184,9 +194,24 @@ def test_a_layer_that_cannot_says_so() -> None:
         GatedDeltaNet(12, 3)(x, mask=rule)
     with pytest.raises(ValueError, match="WindowAttention does not take a bias"):
         WindowAttention(12, 3, before=2)(x, bias=torch.zeros(N, N))
+    by_head = Mask(lambda b, h, i, j: (j <= i) & ((h == 0) | (j > i - 2)), outer=causal().outer)
+    with pytest.raises(ValueError, match="LinearAttention takes a causal mask and padding only"):
+        LinearAttention(12, 3)(x, mask=by_head)
+    with pytest.raises(ValueError, match="WindowAttention has no dropout of weights"):
+        WindowAttention(12, 3, before=2, dropout=0.1)
+    with pytest.raises(ValueError, match="LinearAttention has no relative positions"):
+        LinearAttention(12, 3, relative=lambda Q, i, j: Q)
+    with pytest.raises(ValueError, match="heads of WindowAttention cannot be taken out"):
+        WindowAttention(12, 3, before=2).keep_heads([0, 2])
     with pytest.raises(ValueError, match="Performer has no cache"):
         Performer(12, 3, features=5, generator=drawn()).make_cache(1, 5)
     with pytest.raises(ValueError, match="reads 2 later tokens cannot decode"):
         WindowAttention(12, 3, before=2, after=2).make_cache(1, 5)
     with pytest.raises(ValueError, match=r"Bool of shape \(batch, heads, n, keys\)"):
         WindowAttention(12, 3, before=2)(x, mask=torch.ones(N, N, dtype=torch.bool))
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_a_layout_that_is_not_square_is_refused_when_the_layer_is_made() -> None:
+    with pytest.raises(ValueError, match=r"square Bool matrix.*shape \(3, 5\)"):
+        BlockSparseAttention(12, 3, layout=torch.ones(3, 5, dtype=torch.bool), block=2)

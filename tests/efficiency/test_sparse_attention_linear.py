@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,11 @@ from companion.efficiency.sparse_attention import (
     favor_features,
     gaussian_frequencies,
     linear_attention,
+    linformer_attention,
+    local_attention,
+    lsh_attention,
 )
-from companion.transformer.attention import causal, dense_attention
+from companion.transformer.attention import attention, causal, dense_attention
 from companion.verify import count_flops
 
 # Sums of some tens of products of order 1 in float64.
@@ -118,6 +122,41 @@ def test_large_inputs_do_not_overflow() -> None:
     assert favor_attention(Q, K, V, omega=omega).isfinite().all()
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("filler", [0.0, 30.0])
+def test_padding_changes_no_features(is_causal: bool, filler: float) -> None:
+    # Long keys have small features. Beside the one of a key of zeros they would all underflow in
+    # float32, if padding took part in the shift.
+    Q, K, V = (9 * normal(2, 3, 11, 13, seed=s).float() for s in range(3))
+    omega = gaussian_frequencies(11, 13, generator=torch.Generator().manual_seed(0))
+    expected = favor_attention(*(t[:, :, :7] for t in (Q, K, V)), omega=omega, causal=is_causal)
+    assert (expected.abs().amax(-1) > 0.1).all()
+    K[:, :, 7:] = filler
+    real = torch.arange(11).expand(2, -1) < 7
+    found = favor_attention(Q, K, V, omega=omega, causal=is_causal, real=real)[:, :, :7]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_features_of_padding_alone_give_zero_and_finite_gradients() -> None:
+    inputs = [normal(2, 3, 7, 5, seed=s).requires_grad_() for s in range(3)]
+    omega = normal(11, 5)
+    real = torch.tensor([[True] * 7, [False] * 7])
+    out = favor_attention(*inputs, omega=omega, real=real)
+    assert (out[1] == 0).all()
+    assert all(bool(d.isfinite().all()) for d in torch.autograd.grad(out.sum(), inputs))
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_what_is_wrong_with_features_is_said() -> None:
+    Q, K, V = (normal(2, 3, 7, 5, seed=s) for s in range(3))
+    with pytest.raises(ValueError, match="queries of width 5 do not meet frequencies of width 4"):
+        favor_attention(Q, K, V, omega=normal(11, 4))
+    with pytest.raises(ValueError, match=r"a scale of 0 or more, got -0\.5"):
+        favor_attention(Q, K, V, omega=normal(11, 5), scale=-0.5)
+    with pytest.raises(ValueError, match=r"real must have shape \(2, 7\), got \(2, 6\)"):
+        favor_attention(Q, K, V, omega=normal(11, 5), real=torch.ones(2, 6, dtype=torch.bool))
+
+
 def test_features_are_those_of_the_package() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports what Python has given up
@@ -184,6 +223,45 @@ def test_a_strong_decay_leaves_the_own_token_and_no_nan() -> None:
     assert all(bool(d.isfinite().all()) for d in torch.autograd.grad(found.sum(), (q, k, v)))
 
 
+@pytest.mark.parametrize("form", ["quadratic", "recurrent", "chunked"])
+def test_a_decay_to_zero_forgets_all_that_came_before(form: Any) -> None:
+    q, k, v = memory()
+    k, beta = F.normalize(k, dim=-1), gates(2, 3, 29)
+    g = -gates(2, 3, 29, seed=4)
+    g[:, :, 11] = -torch.inf
+    later = g[:, :, 11:].clone()
+    later[:, :, 0] = 0.0
+    late = [t[:, :, 11:] for t in (q, k, v)]
+    found = linear_attention(q, k, v, log_decay=g, form=form, chunk=8)[:, :, 11:]
+    torch.testing.assert_close(found, linear_attention(*late, log_decay=later), **EXACT)
+    found = delta_rule(q, k, v, beta=beta, log_decay=g, form=form, chunk=8)[:, :, 11:]
+    expected = delta_rule(*late, beta=beta[:, :, 11:], log_decay=later)
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_memories_keep_their_precision_under_autocast(dtype: torch.dtype) -> None:
+    q, k, v = (50 * t.float() for t in memory())
+    beta, g = gates(2, 3, 29).float(), -gates(2, 3, 29, seed=4).float()
+    omega = normal(11, 5).float()
+
+    def answers() -> list[Tensor]:
+        unit = F.normalize(k, dim=-1)
+        return [
+            linear_attention(q, k, v, log_decay=g, chunk=8),
+            linear_attention(q, k, v, form="recurrent"),
+            linear_attention(q, k, v, causal=False),
+            delta_rule(q, unit, v, beta=beta, log_decay=g, chunk=8),
+            delta_rule(q, unit, v, beta=beta, form="recurrent"),
+            favor_attention(q / 50, k / 50, v, omega=omega),
+        ]
+
+    expected = answers()
+    with torch.autocast("cpu", dtype=dtype):
+        found = answers()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_nothing_read_is_zero_and_ones_stay_ones() -> None:
     q, k, v = memory()
     k = k.clone()
@@ -209,6 +287,37 @@ def test_the_operations_of_chunks() -> None:
     q, v = torch.empty(1, 2, n, m, device="meta"), torch.empty(1, 2, n, d, device="meta")
     counted = count_flops(lambda: linear_attention(q, q, v, normalize=False, chunk=c))
     assert counted == 2 * 2 * n * (c * m + c * d + 2 * m * d)
+
+
+OMEGA = torch.empty(13, 16, device="meta")
+TURNS = torch.empty(2, 16, 8, device="meta")
+MIXTURES = torch.empty(13, 16_384, device="meta")
+GROWTH: dict[str, tuple[Any, int]] = {
+    "full": (lambda q, k, v: attention(q, k, v), 2),  # the control
+    "window": (lambda q, k, v: local_attention(q, k, v, before=127), 1),
+    "linformer": (
+        lambda q, k, v: linformer_attention(
+            q, k, v, E=MIXTURES[:, : q.shape[2]], F=MIXTURES[:, : q.shape[2]]
+        ),
+        1,
+    ),
+    "hashing": (lambda q, k, v: lsh_attention(q, v, rotations=TURNS, chunk=64, causal=True), 1),
+    "features": (lambda q, k, v: favor_attention(q, k, v, omega=OMEGA, causal=True), 1),
+    "memory": (lambda q, k, v: linear_attention(q, k, v), 1),
+    "delta": (lambda q, k, v: delta_rule(q, k, v, beta=q[..., 0]), 1),
+}
+
+
+@pytest.mark.parametrize("kind", GROWTH)
+def test_operations_forward_and_backward_grow_as_they_should(kind: str) -> None:
+    run, exponent = GROWTH[kind]
+
+    def counted(n: int) -> int:
+        q, k, v = (torch.empty(1, 2, n, 16, device="meta", requires_grad=True) for _ in range(3))
+        return count_flops(lambda: run(q, k, v).sum().backward())
+
+    # To a thousandth, since the first chunk of a memory has no state whose gradient is to be taken.
+    assert math.log2(counted(16_384) / counted(8192)) == pytest.approx(exponent, abs=1e-3)
 
 
 @pytest.mark.usefixtures("own_checks")

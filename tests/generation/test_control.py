@@ -82,6 +82,51 @@ def test_features_that_say_the_same_have_a_fit_too() -> None:
     torch.testing.assert_close(done.means.float(), torch.tensor([0.7, 1.4]))
 
 
+def test_a_constant_feature_does_not_keep_a_fit_from_its_end() -> None:
+    # Its mean is q(1) c + q(2) c + ..., which rounding may take away from c. Any law grants it.
+    g = generator(0)
+    for outcomes in (3, 5, 7, 11, 23):
+        for value in (0.1, 0.3, 0.7, 1.0, 3.3):
+            log_p = torch.randn(outcomes, generator=g, dtype=torch.float64)
+            feature = torch.randn(outcomes, 1, generator=g, dtype=torch.float64)
+            wish = feature.mean(0)
+            plain = co.fit_tilt(log_p, feature, wish)
+            constant = torch.full_like(feature, value)
+            both = torch.cat([feature, constant], 1)
+            told = co.fit_tilt(log_p, both, torch.cat([wish, constant[0]]))
+            torch.testing.assert_close(told.weights[:1], plain.weights)
+            assert float(told.weights[1]) == 0.0
+            torch.testing.assert_close(told.means, torch.cat([wish, constant[0]]))
+            torch.testing.assert_close(told.kl, plain.kl)
+
+
+def test_where_a_feature_is_counted_from_does_not_matter_to_a_fit() -> None:
+    log_p, steps = normal(7), torch.arange(7, dtype=torch.float64)[:, None]
+    wish = torch.tensor([4.4], dtype=torch.float64)
+    plain, far = co.fit_tilt(log_p, steps, wish), co.fit_tilt(log_p, steps + 1e6, wish + 1e6)
+    # 10^6 + 4.4 is rounded to 10^-10.
+    torch.testing.assert_close(far.weights, plain.weights, rtol=1e-8, atol=0.0)
+    torch.testing.assert_close(far.kl, plain.kl, rtol=1e-8, atol=0.0)
+    torch.testing.assert_close(far.means, plain.means + 1e6)
+
+
+def test_a_law_without_outcomes_cannot_be_tilted(own_checks: None) -> None:
+    for log_p in ([-math.inf] * 3, [0.0, math.nan, 0.0], [0.0, math.inf, 0.0]):
+        with pytest.raises(ValueError, match="a possible outcome"):
+            co.fit_tilt(torch.tensor(log_p), torch.eye(3)[:, :1], torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize("nats", [25.0, 100.0, 300.0])
+def test_what_is_all_but_impossible_can_be_wished_for(nats: float) -> None:
+    # Odds of e^-nats become 3 to 1: the weight is nats + log 3.
+    log_p = torch.tensor([0.0, -nats], dtype=torch.float64)
+    done = co.fit_tilt(log_p, torch.tensor([[0.0], [1.0]]), torch.tensor([0.75]))
+    assert float(done.weights[0]) == pytest.approx(nats + math.log(3), rel=1e-7)
+    assert float(done.kl) == pytest.approx(
+        0.75 * (math.log(0.75) + nats) + 0.25 * math.log(0.25), rel=1e-7
+    )
+
+
 def test_guidance_has_the_values_by_hand() -> None:
     c = torch.tensor([0.8, 0.2], dtype=torch.float64).log()
     u = torch.tensor([0.5, 0.5], dtype=torch.float64).log()
@@ -203,6 +248,17 @@ def test_models_of_classes_make_a_classifier() -> None:
     torch.testing.assert_close(co.class_log_probs(logs, prior.double()).exp(), wanted)
 
 
+def test_a_text_that_no_class_can_write_stays_out() -> None:
+    never = -math.inf
+    both = torch.tensor([[0.3, 0.1], [never, never], [never, 0.2]]).log_softmax(0)
+    told = co.class_log_probs(both)
+    assert torch.equal(told.isinf(), torch.tensor([[False, False], [True, True], [True, False]]))
+    assert not bool(told.isnan().any())
+    law = co.bayes_logits(torch.zeros(3), told[:, 1], power=2.0).softmax(0)
+    assert float(law[1]) == 0.0
+    assert float(law.sum()) == pytest.approx(1.0)
+
+
 def test_a_steering_vector_moves_the_stream_after_its_block_once() -> None:
     model, v = decoder(), torch.randn(12, generator=generator(3))
     ids = torch.tensor([[4, 9, 2, 5]])
@@ -252,6 +308,37 @@ def test_a_pplm_step_gains_the_squared_gradient_to_first_order() -> None:
     assert not delta.requires_grad
 
 
+def test_a_token_that_the_head_forbids_is_no_part_of_the_price() -> None:
+    head, h = normal(7, 5), normal(2, 7, seed=6)
+    delta = 0.1 * normal(2, 7, seed=7)
+    probe = normal(7, seed=5)
+
+    def forbidding(x: Tensor) -> Tensor:
+        never = torch.tensor([False, True, False, False, False])
+        return (x @ head).masked_fill(never, -math.inf)
+
+    def without(x: Tensor) -> Tensor:
+        return (x @ head)[:, [0, 2, 3, 4]]
+
+    moved = []
+    for read in (forbidding, without):
+        parts: dict[str, Any] = {"attribute": lambda x: x @ probe, "head": read, "kl_weight": 0.3}
+        moved.append(co.pplm_objective(h, delta, **parts))
+        moved.append(co.pplm_step(h, delta, size=0.4, **parts))
+    torch.testing.assert_close(moved[0], moved[2])
+    torch.testing.assert_close(moved[1], moved[3])
+
+
+def test_calibration_bears_labels_that_are_all_but_impossible() -> None:
+    # In float32 the probability e^-200 is 0: its logarithm is not taken of that.
+    cf = torch.tensor([[0.0, -200.0], [0.0, -201.0]])
+    p = torch.tensor([0.0, -200.0])
+    told = co.calibrate(p, cf)
+    wanted = co.calibrate(p.double(), cf.double())
+    torch.testing.assert_close(told.double(), wanted, rtol=1e-4, atol=1e-4)
+    assert float(told[1].exp()) == pytest.approx(1 / (1 + (1 + math.exp(-1)) / 2), rel=1e-3)
+
+
 def test_calibration_makes_the_content_free_input_undecided() -> None:
     cf = normal(1, 3)
     even = co.calibrate(cf, cf).exp()
@@ -265,8 +352,9 @@ def test_calibration_makes_the_content_free_input_undecided() -> None:
 def test_prompts_of_examples_do_not_end_in_a_blank() -> None:
     made = co.few_shot([("a", "x"), ("b", "y")], "c")
     assert made == "Input: a\nLabel: x\n\nInput: b\nLabel: y\n\nInput: c\nLabel:"
-    with pytest.raises(ValueError, match="at its end"):
-        co.few_shot([], "a", template="{label} {input}")
+    for template in ("{label} {input}", "{input}", "{input} {label} or {label}"):
+        with pytest.raises(ValueError, match="at its end"):
+            co.few_shot([], "a", template=template)
 
 
 def test_linear_attention_is_one_step_of_gradient_descent() -> None:
@@ -291,6 +379,12 @@ def test_a_mixture_of_tasks_is_bayes() -> None:
     torch.testing.assert_close(got, posterior @ law)
 
 
+def test_examples_that_no_task_explains_have_no_prediction(own_checks: None) -> None:
+    never = torch.full((2,), -math.inf)
+    with pytest.raises(ValueError, match="no task explains"):
+        co.mixture_prediction(torch.zeros(2), never, torch.zeros(2, 3))
+
+
 def test_settings_out_of_range_are_refused(own_checks: None) -> None:
     z = torch.zeros(2, V)
     cases: list[tuple[str, Any]] = [
@@ -303,6 +397,9 @@ def test_settings_out_of_range_are_refused(own_checks: None) -> None:
         ("no site", lambda: co.steer(decoder(), "stream", z[0], strength=1.0).__enter__()),
         ("unwished", lambda: co.steering_vector(z, z[:, :3])),
         ("content_free", lambda: co.calibrate(z, z[:, :3])),
+        ("probability 0", lambda: co.calibrate(z[0, :2], torch.tensor([[0.0, -math.inf]]))),
+        ("prior must", lambda: co.class_log_probs(z[:, :2], torch.tensor([1.5, -0.5]))),
+        ("prior must", lambda: co.class_log_probs(z[:, :2], torch.zeros(2))),
         (
             "shape of one token",
             lambda: co.linear_attention(

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from fractions import Fraction
 from itertools import permutations
 from typing import Any
 
@@ -55,6 +56,31 @@ def test_the_bound_is_far_for_few_outcomes_and_near_for_many() -> None:
     exact = de.best_of_n_kl(many[:3000], torch.arange(3000.0), 16)
     assert abs(exact - (math.log(16) - 15 / 16)) < 0.01
     assert de.best_of_n_kl(coin, reward, 1) == 0.0
+
+
+@pytest.mark.parametrize("n", [1, 3, 1000])
+def test_unlikely_outcomes_keep_their_digits_in_the_law_of_the_best(n: int) -> None:
+    # Exact fractions: where p is small, F**n - (F - p)**n in floating point would have no digit.
+    p = [Fraction(1, 2**60), Fraction(3, 2**55), Fraction(1, 2), Fraction(1, 2**58)]
+    p.append(1 - sum(p, Fraction(0)))
+    rewards = [4, 3, 0, 3, 2]  # the second and the fourth are equal
+    law = de.best_of_n_law(
+        torch.tensor([float(x) for x in p]).double().log(), torch.tensor(rewards).double(), n
+    )
+    for x, reward, found in zip(p, rewards, law.tolist(), strict=True):
+        up_to = sum(q for q, r in zip(p, rewards, strict=True) if r <= reward)
+        below = sum(q for q, r in zip(p, rewards, strict=True) if r < reward)
+        exact = (up_to**n - below**n) * x / (up_to - below)
+        assert found == pytest.approx(float(exact), rel=1e-9, abs=1e-300)
+
+
+def test_a_whole_vocabulary_has_a_law_of_the_best() -> None:
+    g = generator(7)
+    log_p = torch.randn(60_000, generator=g)
+    rewards = torch.randint(0, 1000, (60_000,), generator=g).float()
+    law = de.best_of_n_law(log_p, rewards, 16)
+    assert abs(float(law.sum()) - 1) < 1e-9
+    assert de.best_of_n_kl(log_p, rewards, 16) < math.log(16) - 15 / 16
 
 
 def test_the_best_of_n_wins_against_one_sample_with_n_of_n_plus_one() -> None:
@@ -164,6 +190,8 @@ def test_the_noisy_channel_is_bayes_rule() -> None:
     torch.testing.assert_close(alone.log_softmax(0), direct)
     both = de.noisy_channel(direct, channel, prior, weight=0.5)
     torch.testing.assert_close(both.log_softmax(0), (1.5 * direct).log_softmax(0))
+    never = torch.full((3,), -math.inf, dtype=torch.float64)  # explains nothing, and does not count
+    assert torch.equal(de.noisy_channel(direct, never, prior, weight=0.0), direct)
 
 
 def test_what_is_out_of_range_is_refused(own_checks: None) -> None:

@@ -55,6 +55,14 @@ def test_the_law_of_an_accepted_or_resampled_token_is_p_and_that_of_the_slips_is
     assert de.residual(P, P).tolist() == P.tolist()  # nothing left, and never uniform
 
 
+def test_what_is_left_is_a_law_in_half_precision_too() -> None:
+    # 2**-14 is the least normal number of float16; what differs is below it.
+    p = torch.tensor([2**-15, 1 - 2**-11, 2**-11 - 2**-15], dtype=torch.float16)
+    q = torch.tensor([0.0, 1 - 2**-11, 2**-11], dtype=torch.float16)
+    assert float((p - q).clamp(min=0).sum()) == 2**-15
+    assert de.residual(p, q).tolist() == [1, 0, 0]
+
+
 def test_draws_have_the_law_p_and_agree_as_often_as_can_be() -> None:
     g, n = generator(0), 60_000
     z, zq = P.log().expand(n, 3), Q.log().expand(n, 3)
@@ -459,3 +467,5 @@ def test_what_cannot_read_ahead_is_refused(model: Decoder, own_checks: None) -> 
     rows = P.log().expand(2, 3)
     with pytest.raises(ValueError, match="proposed must have shape"):
         de.speculative_draw(rows, torch.tensor([1]), rows, generator=generator(0))
+    with pytest.raises(ValueError, match="logits and proposal must have the same shape"):
+        de.speculative_draw(rows, torch.tensor([1, 4]), torch.zeros(2, 5), generator=generator(0))

@@ -49,6 +49,17 @@ def test_adjusted_logits_are_bayes_under_equal_priors(g: torch.Generator) -> Non
     assert torch.allclose(dq.adjust_logits(posterior, prior).softmax(0), balanced)
 
 
+def test_a_small_prior_is_taken_out_of_logits_in_half_precision() -> None:
+    prior = torch.tensor([1 - 1e-8, 1e-8], dtype=torch.float64)  # 1e-8 is 0 in float16
+    told = dq.adjust_logits(torch.zeros(2).half(), prior)
+    assert told.dtype == torch.float16
+    assert float(told[1]) == pytest.approx(-math.log(1e-8), rel=2e-3)
+    # And a prior in float32 costs logits in float64 nothing.
+    single = torch.tensor([0.7, 0.3])
+    exact = -single.double().log()
+    assert torch.equal(dq.adjust_logits(torch.zeros(2).double(), single), exact)
+
+
 def test_focal_loss_is_weighted_cross_entropy(g: torch.Generator) -> None:
     z, y = logits(11, 5, g=g), torch.randint(0, 5, (11,), generator=g)
     each = torch.nn.functional.cross_entropy(z, y, reduction="none")
@@ -174,6 +185,11 @@ def test_doremi_finds_the_mixture_of_a_game_with_a_known_value() -> None:
             lambda: dq.importance_weights(torch.ones(2), torch.tensor([0.0, 1.0])),
             "positive wherever target is",
         ),
+        (lambda: dq.importance_weights(torch.tensor([-1.0, 2.0]), torch.ones(2)), "they are laws"),
+        (lambda: dq.effective_sample_size(torch.tensor([2.0, -1.0])), "one of them positive"),
+        (lambda: dq.effective_sample_size(torch.zeros(2, 3)), "one of them positive"),
+        (lambda: dq.effective_number(torch.tensor([2, -1]), beta=0.5), "the least is -1"),
+        (lambda: dq.doremi_step(torch.ones(2) / 2, torch.tensor([0.0, torch.nan])), "excess"),
         (lambda: dq.adjust_logits(torch.zeros(3), torch.ones(2)), "prior"),
         (lambda: dq.adjust_logits(torch.zeros(2), torch.tensor([0.0, 1.0])), "prior must be"),
         (lambda: dq.focal_loss(torch.zeros(1, 2), torch.tensor([0]), gamma=-1.0), "gamma must"),

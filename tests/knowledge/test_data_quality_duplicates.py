@@ -309,7 +309,7 @@ def test_planted_copies_are_found_as_the_theory_says() -> None:
     caught = torch.tensor([(i, i + 500) in hit for i in range(500)]).double()
     p = dq.lsh_probability(true, bands=16, rows=8)
     assert 0.2 < float(p.mean()) < 0.98
-    # One draw of the hash functions serves all pairs, so the sum spreads more than binomially.
+    # Five standard errors of a sum over independent pairs.
     assert abs(float((caught - p).sum())) < 5 * float((p * (1 - p)).sum().sqrt())
 
 

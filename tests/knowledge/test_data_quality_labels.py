@@ -350,6 +350,29 @@ def test_a_noise_matrix_with_holes_is_refused(own_checks) -> None:
         dq.forward_cross_entropy(torch.zeros(1, 3), torch.tensor([0]), holes)
 
 
+@pytest.mark.parametrize("shape", [(2,), (5, 1), (1,), (3, 5)])
+def test_there_is_one_label_for_each_row_of_logits(shape: tuple[int, ...], own_checks) -> None:
+    # (2,) once counted two rows of five, and (5, 1) every label with every row.
+    z, y = torch.zeros(5, 3), torch.zeros(shape, dtype=torch.long)
+    noise, prior = dq.symmetric_noise(3, 0.2), torch.ones(3) / 3
+    for loss in (
+        lambda: dq.forward_cross_entropy(z, y, noise),
+        lambda: dq.backward_cross_entropy(z, y, noise),
+        lambda: dq.generalized_cross_entropy(z, y),
+        lambda: dq.focal_loss(z, y),
+        lambda: dq.logit_adjusted_cross_entropy(z, y, prior),
+    ):
+        with pytest.raises(ValueError, match=r"labels must have shape \(5,\)"):
+            loss()
+
+
+def test_a_label_that_cannot_come_does_not_come(g: torch.Generator) -> None:
+    # The rows sum to 1 within the tolerance; what is missing is no share of the last class.
+    noise = torch.tensor([[0.99995, 0.0], [0.0, 1.0]])
+    labels = torch.zeros(1_000_000, dtype=torch.long)  # 50 of them on average, if it were
+    assert int(dq.flip_labels(labels, noise, generator=g).sum()) == 0
+
+
 def test_a_threshold_that_is_just_met_is_met() -> None:
     # The only example of a class has the class's mean for its own probability.
     probs = torch.tensor([[0.6, 0.4], [0.3, 0.7]])

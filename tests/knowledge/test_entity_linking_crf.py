@@ -240,6 +240,61 @@ def test_padding_may_stand_anywhere() -> None:
         assert (marginals[~real] == 0).all()
 
 
+@pytest.mark.parametrize("filled", [math.nan, math.inf, NEVER, 1e300])
+@pytest.mark.parametrize("scale", [1.0, 3000.0])
+def test_what_stands_at_padding_is_not_looked_at(filled: float, scale: float) -> None:
+    # Emissions of padding may be NaN, as those of an attention without keys are in some libraries.
+    s = scores(scale, constrained=True)
+    y = el.viterbi(**s, real=REAL).tags
+    dirty = {**s, "emissions": s["emissions"].masked_fill(~REAL[..., None], filled)}
+    for of in (el.crf_log_partition, el.crf_entropy):
+        slopes = []
+        for given_scores in (s, dirty):
+            held = {k: v.clone().requires_grad_() for k, v in given_scores.items()}
+            total = of(**held, real=REAL)
+            slopes.append([total, *torch.autograd.grad(total.sum(), list(held.values()))])
+        for clean, other in zip(*slopes, strict=True):
+            torch.testing.assert_close(other, clean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        el.crf_nll(**dirty, tags=y, real=REAL), el.crf_nll(**s, tags=y, real=REAL)
+    )
+    for one, other in zip(
+        el.crf_marginals(**dirty, real=REAL), el.crf_marginals(**s, real=REAL), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    assert torch.equal(el.viterbi(**dirty, real=REAL).tags, y)
+    best = el.k_best_paths(**dirty, k=3, real=REAL)
+    torch.testing.assert_close(best.score, el.k_best_paths(**s, k=3, real=REAL).score)
+
+
+def test_long_padding_leaves_the_slopes_alone() -> None:
+    # Behind a sentence of three tokens, 600 steps of padding: sums over paths there pass e^709.
+    g = generator(9)
+    s = {k: v for k, v in scores().items() if k != "emissions"}
+    s["transitions"] += 2.0  # the same law, and larger sums
+    psi = randn(1, 3, K, generator=g, dtype=torch.float64).requires_grad_()
+    real = (torch.arange(603) < 3)[None]
+
+    def padded(psi: Tensor) -> Tensor:
+        return torch.cat([psi, psi.new_full((1, 600, K), 2.0)], 1)
+
+    for of in (
+        lambda psi, **more: el.crf_entropy(psi, **s, **more).sum(),
+        lambda psi, **more: el.crf_marginals(psi, **s, **more).pairs[0, 0, 1],
+        lambda psi, **more: el.crf_marginals(psi, **s, **more).tags[0, 1, 2],
+    ):
+        want = torch.autograd.grad(of(psi), psi)[0]
+        have = torch.autograd.grad(of(padded(psi), real=real), psi)[0]
+        torch.testing.assert_close(have, want, rtol=1e-10, atol=1e-12)
+
+
+def test_a_nan_at_a_token_stays_one() -> None:
+    s = scores()
+    s["emissions"][1, 2, 0] = math.nan
+    told = el.crf_log_partition(**s, real=REAL)
+    assert told.isnan().tolist() == [False, True, False, False, False]
+
+
 def test_a_dropped_token_takes_its_choices_along() -> None:
     zeros, none = torch.zeros(1, 3, 2), torch.zeros(2, 2)
     real = torch.tensor([[True, False, True]])

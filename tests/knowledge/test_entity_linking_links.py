@@ -91,6 +91,32 @@ def test_what_stands_where_no_candidate_is_does_not_matter() -> None:
         assert el.coherent_links(scores, vectors, exact=exact).tolist() == [0, 1]
 
 
+def test_a_nan_is_a_fault_and_no_missing_candidate() -> None:
+    # Once a mention that was NaN looked like one without candidates.
+    h, e = numbers(2, 5), numbers(2, 3, 5, seed=1)
+    prior = torch.tensor([[-0.4, NEVER, -1.2], [-0.3, -0.2, NEVER]], dtype=torch.float64)
+    bad = {"mentions": h.clone(), "entities": e.clone(), "log_prior": prior.clone()}
+    bad["mentions"][0] = math.nan
+    bad["entities"][0, 2, 1] = math.nan
+    bad["log_prior"][0, 0] = math.nan
+    good = {"mentions": h, "entities": e, "log_prior": prior}
+    for name in bad:
+        told = el.link_log_probs(**{**good, name: bad[name]})
+        assert told[0].isnan().any()
+        assert not (told[0] == 0.0).any()
+        torch.testing.assert_close(told[1], el.link_log_probs(**good)[1])
+    layer = el.KnowBertLayer(5, 3)
+    words, spans = torch.ones(1, 4, 5), torch.ones(1, 1, 4, dtype=torch.bool)
+    priors = torch.tensor([[[math.nan, -0.5]]])
+    assert layer.link_probs(words, spans, torch.ones(1, 1, 2, 3), priors).isnan().all()
+    scores, vectors = torch.tensor([[0.5, math.nan], [0.0, 0.1]]), torch.ones(2, 2, 1)
+    for exact in (True, False):
+        with pytest.raises(ValueError, match="scores of candidates must be finite"):
+            el.coherent_links(scores, vectors, exact=exact)
+        with pytest.raises(ValueError, match="entities of candidates must be finite"):
+            el.coherent_links(torch.zeros(2, 2), math.nan * vectors, exact=exact)
+
+
 def test_a_text_without_mentions_has_no_links() -> None:
     chosen = el.coherent_links(torch.zeros(0, 3), torch.zeros(0, 3, 2))
     assert chosen.shape == (0,)
@@ -358,6 +384,19 @@ def test_fusion_runs_on_the_meta_device() -> None:
     assert head(words[:, 0], rows, log_prior=rows[..., 0]).shape == (2, 4)
     assert el.in_batch_loss(words[:, 0], words[:, 1]).device.type == "meta"
     assert el.first_tokens(present, torch.zeros(0, 5, device="meta")).shape == (2, 4, 5)
+
+
+@pytest.mark.usefixtures("own_checks")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.long, torch.float32])
+def test_masks_are_boolean(dtype: torch.dtype) -> None:
+    words, mask = torch.ones(1, 2, 5), torch.ones(1, 2, dtype=dtype)
+    for layer in (el.ERNIEFusion(5, 3, 7), el.GatedFusion(5, 3)):
+        with pytest.raises(ValueError, match="present must be boolean"):
+            layer(words, torch.ones(1, 2, 3), mask)
+    with pytest.raises(ValueError, match="starts must be boolean"):
+        el.first_tokens(mask, torch.ones(2, 5))
+    with pytest.raises(ValueError, match="spans must be boolean"):
+        el.span_vectors(words, mask[None], torch.ones(5))
 
 
 @pytest.mark.usefixtures("own_checks")

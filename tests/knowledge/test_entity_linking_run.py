@@ -1,5 +1,6 @@
 """The stored run of the chapter: what it counts is what it says."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from companion import data
 from companion.data import stored_run
+from companion.knowledge import entity_linking as el
 
 
 def tiny() -> data.WordNet:
@@ -53,6 +55,16 @@ def test_an_interval_holds_its_weighted_mean(scripts: Any) -> None:
     assert low < middle < high
     same = script.interval(values, ["a"] * 4, weight, seed=0)
     assert same == [pytest.approx(4 / 6, abs=1e-4)] * 3
+
+
+def test_no_two_names_of_one_label_touch_in_the_sample() -> None:
+    # The chapter says so where it asks what the tag B is for.
+    touching = []
+    for sentence in data.conll_sample():
+        found = el.spans(sentence.tags, scheme="BIO")
+        touching += [pair for pair in itertools.pairwise(found) if pair[0].end == pair[1].start]
+    assert touching
+    assert all(one.label != other.label for one, other in touching)
 
 
 def test_the_stored_run_says_what_the_chapter_says() -> None:

@@ -95,6 +95,46 @@ def test_chunks_hold_no_square_matrix() -> None:
     assert largest == n * n  # the control
 
 
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_autocast_narrows_no_score(chunk_size: int | None) -> None:
+    # At a scale of 100, neighbors in bfloat16 are half a nat apart.
+    U, V = (x.float() for x in pairs())
+    inputs = [x.requires_grad_() for x in (U, V, torch.tensor(math.log(100.0)))]
+
+    def told(autocast: bool) -> list[Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            losses = [
+                clip_loss(*inputs, chunk_size=chunk_size),
+                siglip_loss(*inputs, -10.0, chunk_size=chunk_size),
+            ]
+            by_hand = clip_gradient(*(x.detach() for x in inputs))
+        made = [*losses, *by_hand]  # slopes are taken outside of autocast, as PyTorch asks
+        for loss in losses:
+            made += torch.autograd.grad(loss, inputs)
+        return made
+
+    for narrow, plain in zip(told(True), told(False), strict=True):
+        assert narrow.dtype == torch.float32
+        torch.testing.assert_close(narrow, plain, rtol=1e-6, atol=1e-7)
+
+
+def test_lengths_in_half_precision_neither_overflow_nor_vanish() -> None:
+    towers = DualEncoder(5, 3, dim=4, generator=torch.Generator().manual_seed(0)).half()
+    x = torch.zeros(3, 5).half()
+    x[1], x[2] = 1e-4, 3e4
+    U, _ = towers(x, torch.ones(3, 3).half())
+    assert U.dtype == torch.float16
+    # A zero vector stays zero; others have length 1, to the eleven bits of their entries.
+    torch.testing.assert_close(
+        U.float().norm(dim=1), torch.tensor([0.0, 1.0, 1.0]), rtol=0, atol=4 * 2**-11
+    )
+    long = torch.tensor([[0.0, 0.0], [6e4, 6e4], [0.0, 6e4]]).half()
+    want = torch.tensor([[0.0, 0.0], [0.5**0.5, 0.5**0.5], [0.0, 1.0]])
+    torch.testing.assert_close(ensemble(long[None]).float(), want, rtol=0, atol=2**-11)
+    assert torch.isfinite(modality_gap(long, long[:1])).all()
+    assert all(torch.isfinite(x).all() for x in shift_gap(long, long[1:2], 0.5))
+
+
 def test_equal_texts_leave_a_floor() -> None:
     for times in (2, 3, 5):
         V = torch.eye(7, dtype=torch.float64).repeat_interleave(times, dim=0)
@@ -229,6 +269,12 @@ def test_errors_say_what_to_do() -> None:
     U, V = pairs()
     with pytest.raises(ValueError, match="one pair has no negative"):
         clip_loss(U[:1], V[:1], 0.0)
+    with pytest.raises(ValueError, match="one pair has no negative"):
+        clip_gradient(U[:1], V[:1], 0.0)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        siglip_loss(U[:0], V[:0], 0.0, 0.0)
+    with pytest.raises(ValueError, match="rows of V must be 1 or more"):
+        modality_gap(U, V[:0])
     with pytest.raises(ValueError, match="temperature must be positive"):
         DualEncoder(2, 3, dim=4, temperature=0.0, generator=torch.Generator())
     with pytest.raises(ValueError, match="one description at least"):

@@ -189,6 +189,12 @@ def test_repeats_are_merged_before_blanks_go() -> None:
     assert collapse([2, 0, 0, 2, 2, 1], blank=1) == [2, 0, 2]
     scores = F.one_hot(torch.tensor([0, 2, 2, 0, 2, 1]), 3).float()
     assert ctc_greedy(scores) == [2, 2, 1]
+    # A blank that is no label would leave every blank in; a NaN would say nothing.
+    for blank in (-1, 3):
+        with pytest.raises(ValueError, match="blank must"):
+            ctc_greedy(scores, blank=blank)
+    with pytest.raises(ValueError, match="log_p must be numbers"):
+        ctc_greedy(scores / 0.0 * 0.0)
 
 
 def test_ctc_refuses_what_cannot_be_meant() -> None:

@@ -299,3 +299,27 @@ def test_no_example_gives_none(g: torch.Generator) -> None:
 def test_logits_that_are_no_numbers_are_no_answers() -> None:
     logits = torch.tensor([[math.nan, 0.0], [2.0, 1.0], [0.0, math.nan]])
     assert accuracy(nn.Identity(), logits, torch.tensor([0, 0, 1])) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_projection_in_half_precision_reaches_the_ball(dtype: torch.dtype) -> None:
+    # A thousand equal entries: each becomes 1/1000. A running sum in bfloat16 stops at 256.
+    delta = torch.ones(1, 1000, dtype=dtype)
+    near = project(delta, eps=1.0, norm=1)
+    assert near.dtype == dtype
+    want = torch.full((1, 1000), 1e-3, dtype=D)
+    rounding = 2 * torch.finfo(dtype).eps
+    # Near 200, float32 holds what remains to 1e-5 of 3e-3.
+    torch.testing.assert_close(near.to(D), want, rtol=rounding, atol=0)
+    # In float16 the sum of these sizes overflows.
+    far = project(200 * delta, eps=3.0, norm=1).to(D)
+    torch.testing.assert_close(far, 3 * want, rtol=rounding, atol=1e-5)
+    by_length = project(200 * delta, eps=3.0, norm=2).to(D)
+    assert float(by_length.norm()) == pytest.approx(3, rel=rounding)
+
+
+def test_labels_of_any_integer_dtype_are_labels() -> None:
+    model, x = network(), torch.rand(5, 7, generator=generator(0), dtype=D)
+    y = torch.arange(5) % 3
+    for dtype in (torch.int32, torch.uint8):
+        assert torch.equal(fgsm(model, x, y.to(dtype), eps=0.1), fgsm(model, x, y, eps=0.1))

@@ -168,3 +168,14 @@ def test_nothing_at_all_is_refused() -> None:
         robust_value(none, step=1.0)
     with pytest.raises(ValueError, match="step must lie in"):
         robust_value(torch.ones(2), step=math.inf)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_means_of_large_groups_do_not_stop_growing(dtype: torch.dtype) -> None:
+    # A sum of ones stops at 256 in bfloat16 and at 2,048 in float16.
+    losses = torch.tensor([1.0] * 4000 + [2.0] * 4000, dtype=dtype)
+    group = torch.zeros(8000, dtype=torch.long)
+    means, present = group_means(losses, group, groups=2)
+    assert means.dtype == dtype
+    assert means.tolist() == [1.5, 0]
+    assert present.tolist() == [True, False]

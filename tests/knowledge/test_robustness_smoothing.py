@@ -158,3 +158,17 @@ def test_no_example_is_refused_and_an_abstention_is_never_right(g: torch.Generat
         certified_accuracy(Certificate(none, torch.empty(0), torch.empty(0)), none, torch.zeros(1))
     withheld = Certificate(torch.tensor([ABSTAIN]), torch.zeros(1), torch.zeros(1))
     assert float(certified_accuracy(withheld, torch.tensor([-1]), torch.zeros(1))) == 0
+
+
+def test_logits_that_are_no_numbers_vote_for_nobody(g: torch.Generator) -> None:
+    def broken(x: Tensor) -> Tensor:
+        return torch.stack([x[:, 0], (0.5 - x[:, 0]).sqrt()], 1)  # NaN beyond one half
+
+    x = torch.tensor([[9.0], [-9.0], [0.5]], dtype=D)
+    votes = smooth_votes(broken, x, sigma=0.1, samples=200, generator=g)
+    assert votes[0].tolist() == [0, 0]
+    assert votes[1].tolist() == [0, 200]
+    assert 50 < int(votes[2].sum()) < 150  # about half of the draws
+    made = certify(broken, x, sigma=0.1, samples=200, generator=g)
+    assert made.labels.tolist() == [ABSTAIN, 1, ABSTAIN]
+    assert made.radius.tolist()[::2] == [0, 0]

@@ -214,6 +214,18 @@ def test_a_text_that_is_wrong_already_comes_back(encoder: models.TextEncoder, he
     assert (made.text, made.flips, made.fools_text) == ("A great film!", 0, True)
 
 
+def test_what_may_come_in_does_not_say_what_may_go(encoder: models.TextEncoder, head: Any) -> None:
+    tokenizer = encoder.tokenizer
+    assert tokenizer is not None
+    text, only = "a wonderful and moving film", "terrible"
+    words = torch.zeros(encoder.model.config.vocab, dtype=torch.bool)
+    words[tokenizer.token_to_id(only)] = True
+    made = flip_text(encoder, head, text, 1, flips=1, cosine=-1.0, words=words)
+    assert made.flips == 1
+    changed = [new for old, new in zip(text.split(), made.text.split(), strict=True) if new != old]
+    assert changed == [only]
+
+
 def test_words_are_no_pieces_signs_or_special_tokens(encoder: models.TextEncoder) -> None:
     words = whole_words(encoder)
     tokenizer = encoder.tokenizer
@@ -305,8 +317,9 @@ def test_what_makes_no_sense_is_refused(g: torch.Generator) -> None:
         eda([], {}, generator=g)
     with pytest.raises(ValueError, match=r"ratio must lie in \[0.0, 1.0\]"):
         typos("text", ratio=1.5, generator=g)
-    with pytest.raises(ValueError, match="alpha must lie in"):
-        mixup(drawn(3, 2), torch.arange(3), alpha=-1.0, generator=g)
+    for alpha in (-1.0, math.inf, math.nan):  # an endless rejection, once, for infinity
+        with pytest.raises(ValueError, match="alpha must lie in"):
+            mixup(drawn(3, 2), torch.arange(3), alpha=alpha, generator=g)
     with pytest.raises(ValueError, match="one label for each of 3 examples"):
         mixup(drawn(3, 2), torch.arange(2), alpha=1.0, generator=g)
     with pytest.raises(ValueError, match=r"ids .*\[0, 3\), got 3"):

@@ -199,10 +199,16 @@ def test_half_of_a_product_is_the_product(g: torch.Generator) -> None:
 
 def test_a_concept_that_does_not_vary_erases_nothing(g: torch.Generator) -> None:
     x = numbers(13, 3, g=g)
-    made = de.leace(x, torch.zeros(13, dtype=torch.long), classes=2)
-    assert made.right.shape == (3, 0)
-    assert torch.equal(made(x), x)
-    torch.testing.assert_close(made.matrix, torch.eye(3).double())
+    same = torch.zeros(13, dtype=torch.long)
+    for made in (
+        de.leace(x, same, classes=2),
+        de.leace(x, same, classes=2, method="orthogonal"),
+    ):
+        assert made.right.shape == (3, 0)
+        assert torch.equal(made(x), x)
+        torch.testing.assert_close(made.matrix, torch.eye(3).double())
+    told = de.ErasureFitter(3, 2).update(x, same).oracle()
+    assert torch.equal(told(x, same), x)
 
 
 def test_no_linear_probe_beats_a_constant_and_a_nonlinear_one_may(g: torch.Generator) -> None:
@@ -355,6 +361,33 @@ def test_fitting_all_sites_at_once_does_not_do_for_later_ones() -> None:
     assert not torch.equal(
         some.erasers["blocks.1.stream"].mean, one.erasers["blocks.1.stream"].mean
     )
+
+
+def test_dropout_does_not_blur_the_fit_and_the_mode_stays() -> None:
+    config = TransformerConfig(
+        vocab=23, dim=12, layers=1, heads=3, ff_dim=13, context=17, dropout=0.5
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        decoder = Decoder(config).double().train()
+        _, batches = model()
+        fits = [
+            de.scrub(decoder, batches, sites=["blocks.0.stream"], classes=2).erasers
+            for _ in range(2)
+        ]
+    assert decoder.training
+    assert decoder.blocks[0].training
+    one, other = (fit["blocks.0.stream"].matrix for fit in fits)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_masks_of_numbers_pick_no_rows() -> None:
+    decoder, (batch, _) = model()
+    for real, rows in ((batch.real.long(), None), (batch.real, batch.real.long())):
+        numbered = de.TextBatch(ids=batch.ids, real=real, concept=batch.concept, rows=rows)
+        with pytest.raises(ValueError, match=r"(real|rows) must be Boolean, got torch\.int64"):
+            de.scrub(decoder, [numbered], sites=["blocks.0.stream"], classes=2)
 
 
 def test_what_is_refused(g: torch.Generator, own_checks: None) -> None:

@@ -201,3 +201,22 @@ def test_direct_bias_does_not_depend_on_lengths(g: torch.Generator) -> None:
     for scale in (0.3, 1.0, 7.0):
         made = de.direct_bias(scale * words, direction / scale, power=2.0)
         torch.testing.assert_close(made, want, rtol=1e-13, atol=0)
+
+
+@pytest.mark.usefixtures("own_checks")
+def test_directions_that_are_not_orthonormal_are_refused(g: torch.Generator) -> None:
+    # With he - she as it is, or with two that are not orthogonal, a part along them would stay.
+    words, one = unit(numbers(5, 7, g=g)), unit(numbers(1, 7, g=g))
+    slanted = torch.cat([one, unit(one + unit(numbers(1, 7, g=g)))])
+    keep, pairs = torch.zeros(5, dtype=torch.bool), torch.tensor([[0, 1]])
+    for wrong in (2 * one, slanted, torch.full((1, 7), math.nan).double()):
+        with pytest.raises(ValueError, match="directions must be orthonormal rows"):
+            de.neutralize(words, wrong)
+        with pytest.raises(ValueError, match="directions must be orthonormal rows"):
+            de.equalize(words[None, :2], wrong)
+        with pytest.raises(ValueError, match="directions must be orthonormal rows"):
+            de.hard_debias(words, wrong, keep=keep, pairs=pairs)
+    left = words - (words @ (2 * one).mT) @ (2 * one)
+    assert (left @ one.mT).abs().max() > 0.1  # what would have come of it
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):  # rounded ones are good enough
+        de.neutralize(words.to(dtype), one.to(dtype))

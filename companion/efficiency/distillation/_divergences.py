@@ -47,6 +47,23 @@ def mean_over(losses: Tensor, real: Tensor | None) -> Tensor:
     return kept.sum() / real.sum().clamp_min(1)
 
 
+def without(numbers: Tensor, real: Tensor | None) -> Tensor:
+    """Put 0 at the positions that do not count: all axes of ``numbers`` but the last.
+
+    What stands there may be infinite or NaN, such as a teacher's answers to padding. A loss that
+    is left out of the mean later does not reach the value, but it reaches the gradient: 0 times
+    NaN.
+    """
+    if real is None:
+        return numbers
+    if real.shape != numbers.shape[:-1]:
+        raise ValueError(
+            f"real must have one entry a position, {tuple(numbers.shape[:-1])}, got "
+            f"{tuple(real.shape)}"
+        )
+    return numbers.masked_fill(~real[..., None], 0.0)
+
+
 def relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) along the last axis. A class of probability 0 under p adds nothing."""
     p = log_p.exp()
@@ -102,8 +119,8 @@ def forward_kl(
         tensor(0.4330)
     """
     check_pair(student_logits, teacher_logits)
-    log_s = log_softmax(wide(student_logits), temperature=temperature)
-    log_t = log_softmax(wide(teacher_logits), temperature=temperature)
+    log_s = log_softmax(wide(without(student_logits, real)), temperature=temperature)
+    log_t = log_softmax(wide(without(teacher_logits, real)), temperature=temperature)
     return mean_over(relative_entropy(log_t, log_s), real)
 
 
@@ -143,8 +160,8 @@ def reverse_kl(
         tensor(0.4743)
     """
     check_pair(student_logits, teacher_logits)
-    log_s = log_softmax(wide(student_logits), temperature=temperature)
-    log_t = log_softmax(wide(teacher_logits), temperature=temperature)
+    log_s = log_softmax(wide(without(student_logits, real)), temperature=temperature)
+    log_t = log_softmax(wide(without(teacher_logits, real)), temperature=temperature)
     return mean_over(relative_entropy(log_s, log_t), real)
 
 
@@ -203,8 +220,8 @@ def generalized_jsd(
         end = reverse_kl if beta else forward_kl
         return end(student_logits, teacher_logits, temperature=temperature, real=real)
     check_pair(student_logits, teacher_logits)
-    log_s = log_softmax(wide(student_logits), temperature=temperature)
-    log_t = log_softmax(wide(teacher_logits), temperature=temperature)
+    log_s = log_softmax(wide(without(student_logits, real)), temperature=temperature)
+    log_t = log_softmax(wide(without(teacher_logits, real)), temperature=temperature)
     log_m = _mixture(log_t, log_s, beta)
     from_teacher = relative_entropy(log_t, log_m)
     from_student = relative_entropy(log_s, log_m)

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from companion.core import check_count, check_floating, check_shape, wide
-from companion.efficiency.distillation._divergences import mean_over, relative_entropy
+from companion.efficiency.distillation._divergences import mean_over, relative_entropy, without
 from companion.foundations.cross_entropy import log_softmax
 
 __all__ = ["feature_loss", "minilm_loss", "relation"]
@@ -53,7 +53,7 @@ def feature_loss(
             f"student has shape {tuple(student.shape)} and teacher {tuple(teacher.shape)}: pass "
             "a projection from one width to the other"
         )
-    mapped = wide(student)
+    mapped, told = wide(without(student, real)), without(teacher, real)
     if projection is not None:
         check_shape("projection", projection, (student.shape[-1], teacher.shape[-1]))
         mapped = mapped @ projection.to(mapped.dtype)
@@ -62,7 +62,7 @@ def feature_loss(
             f"student and teacher must hold the same tokens, got {tuple(student.shape)} and "
             f"{tuple(teacher.shape)}"
         )
-    return mean_over((mapped - teacher.to(mapped.dtype)).square().sum(-1), real)
+    return mean_over((mapped - told.to(mapped.dtype)).square().sum(-1), real)
 
 
 def relation(
@@ -174,10 +174,13 @@ def minilm_loss(
         )
     query = None
     if real is not None:
+        check_shape("real", real, (student[0].shape[0], student[0].shape[2]))
         query = real[:, None].expand(student[0].shape[:3])
     loss = student[0].new_zeros(())
     for pair in ((0, 1), (2, 2)):
-        log_s = relation(student[pair[0]], student[pair[1]], real=real, causal=causal)
-        log_t = relation(teacher[pair[0]], teacher[pair[1]], real=real, causal=causal)
+        told = [without(states, query) for states in (teacher[pair[0]], teacher[pair[1]])]
+        own = [without(states, query) for states in (student[pair[0]], student[pair[1]])]
+        log_s = relation(own[0], own[1], real=real, causal=causal)
+        log_t = relation(told[0], told[1], real=real, causal=causal)
         loss = loss + mean_over(relative_entropy(log_t, log_s), query)
     return loss

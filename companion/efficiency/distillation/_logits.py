@@ -22,6 +22,7 @@ from companion.efficiency.distillation._divergences import (
     forward_kl,
     mean_over,
     relative_entropy,
+    without,
 )
 from companion.foundations.cross_entropy import IGNORE, cross_entropy, log_softmax
 
@@ -92,7 +93,8 @@ def kd_loss(
         soft = forward_kl(student_logits, teacher_logits, temperature=temperature, real=real)
         loss = loss + alpha * temperature**2 * soft
     if targets is not None and alpha < 1:
-        hard = mean_over(cross_entropy(student_logits, targets, reduction="none"), real)
+        hard = cross_entropy(without(student_logits, real), targets, reduction="none")
+        hard = mean_over(hard, real)
         loss = loss + (1 - alpha) * hard
     return loss
 
@@ -190,7 +192,8 @@ def top_k_kd_loss(
             f"{tuple(student_logits.shape[:-1])}: they must be the same"
         )
     check_ids("top.ids", top.ids, student_logits.shape[-1])
-    z = wide(student_logits) if temperature == 1 else wide(student_logits) / temperature
+    z = wide(without(student_logits, real))
+    z = z if temperature == 1 else z / temperature
     ids = top.ids.long()
     kept = z.gather(-1, ids)
     others = z.scatter(-1, ids, -torch.inf)
@@ -199,7 +202,7 @@ def top_k_kd_loss(
     rest = torch.logsumexp(others.masked_fill(empty, 0.0), -1, keepdim=True)
     rest = rest.masked_fill(empty, -torch.inf)
     log_s = log_softmax(torch.cat([kept, rest], -1))
-    log_t = top.log_probs.to(log_s.dtype)
+    log_t = without(top.log_probs, real).to(log_s.dtype)
     left = (1 - log_t.exp().sum(-1, keepdim=True)).clamp_min(0.0)
     log_t = torch.cat([log_t, left.log()], -1)
     if not tail:

@@ -149,6 +149,8 @@ def native_sparse_attention(
         raise ValueError(f"there are three branches, got {gates.shape[-1]} gates")
     check_count("window", window)
     before = check_qkv(Q, K, V, causal=True, real=real)
+    if Q.shape[2] == 0:
+        return Q[..., :1] * V.new_zeros(V.shape[-1])
     coarse = pooled_attention(Q, K, V, size=block, causal=True, real=real, scale=scale)
     chosen = selected_blocks(Q, K, block=block, count=count, real=real, scale=scale)
     full = _read_selected(Q, K, V, chosen, block=block, count=count, real=real, scale=scale)

@@ -3,8 +3,9 @@
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from companion.core import check_count, check_floating, wide_dtype
+from companion.core import check_count, check_floating, wide, wide_dtype
 from companion.efficiency.multiscale._shared import check_qkv
 from companion.transformer.attention._dense import each_head
 from companion.transformer.attention._inputs import cast, default_scale, full_precision
@@ -36,9 +37,9 @@ def newton_pinverse(
         ValueError: If the matrices are not square and floating.
 
     Numerics:
-        Computed in float32 or better. The start is scaled by the norms of *each* matrix. A matrix
-        of zeros gives zeros. For a singular matrix, rounding errors outside of its range grow by
-        13/4 a step: tens of steps beyond convergence do harm.
+        Computed in float32 or better, under autocast too. The start is scaled by the norms of
+        *each* matrix. A matrix of zeros gives zeros. For a singular matrix, rounding errors outside
+        of its range grow by 13/4 a step: tens of steps beyond convergence do harm.
 
     References:
         M. Razavi et al. 2014, Acta Mathematica Scientia 34, 1521 to 1539; used by Y. Xiong et al.
@@ -61,9 +62,10 @@ def newton_pinverse(
     norms = size.sum(-2).amax(-1) * size.sum(-1).amax(-1)
     Z = X.mT / norms.masked_fill(norms == 0, 1.0)[..., None, None]
     one = torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
-    for _ in range(iterations):
-        Y = X @ Z
-        Z = 0.25 * Z @ (13 * one - Y @ (15 * one - Y @ (7 * one - Y)))
+    with full_precision(X):
+        for _ in range(iterations):
+            Y = X @ Z
+            Z = 0.25 * Z @ (13 * one - Y @ (15 * one - Y @ (7 * one - Y)))
     return Z.to(A.dtype)
 
 
@@ -79,7 +81,8 @@ def pinverse_residual(
         Z: Their would-be pseudo-inverses.
 
     Returns:
-        One number a matrix, 0 for the pseudo-inverse; NaN for a matrix of zeros.
+        One number a matrix, in float32 or better: 0 for the pseudo-inverse; NaN for a matrix of
+        zeros.
 
     Raises:
         ValueError: If the shapes differ.
@@ -92,7 +95,9 @@ def pinverse_residual(
     """
     if A.shape != Z.shape:
         raise ValueError(f"A and Z must have one shape, got {tuple(A.shape)} and {tuple(Z.shape)}")
-    missing: Tensor = torch.linalg.matrix_norm(A @ Z @ A - A)
+    A, Z = wide(A), wide(Z)
+    with full_precision(A):
+        missing: Tensor = torch.linalg.matrix_norm(A @ Z @ A - A)
     relative: Tensor = missing / torch.linalg.matrix_norm(A)
     return relative
 
@@ -135,9 +140,10 @@ def nystrom_attention(
         ValueError: If there are more landmarks than tokens, or shapes do not fit.
 
     Numerics:
-        Time and memory grow as :math:`n` times ``landmarks``. Computed in float32 or better. There
-        is no causal form: each landmark is a mean over its whole segment, and each weight passes
-        through all landmarks.
+        Time grows as :math:`n` times ``landmarks``, and memory too where there is padding; without,
+        the tables of weights are not held. Computed in float32 or better. There is no causal form:
+        each landmark is a mean over its whole segment, and each weight passes through all
+        landmarks.
 
     References:
         Y. Xiong et al. 2021, "Nyströmformer", arXiv:2102.03902, eq. (13), without the convolution
@@ -163,26 +169,29 @@ def nystrom_attention(
         k, v = (each_head(t.to(high), Q.shape[1]) for t in (K, V))
         q_means, _ = _segment_means(q, landmarks, real)
         k_means, some = _segment_means(k, landmarks, real)
-        from_landmarks, middle = q_means @ k.mT, q_means @ k_means.mT
-        to_landmarks = q @ k_means.mT
-        if real is not None:
-            from_landmarks = from_landmarks.masked_fill(~real[:, None, None], -torch.inf)
+        middle = q_means @ k_means.mT
+        if real is None:
+            A = torch.softmax(middle, -1)
+        else:  # landmarks of padding alone, and texts without a token, take no part
             middle = middle.masked_fill(~some[:, None, None], -torch.inf)
-            to_landmarks = to_landmarks.masked_fill(~some[:, None, None], -torch.inf)
-        factors = [torch.softmax(S, -1) for S in (to_landmarks, middle, from_landmarks)]
-        if real is not None:
-            # Landmarks of padding alone, and texts without a token, take no part.
-            factors = [F.nan_to_num(0.0) for F in factors]
-            factors[1] = factors[1] * some[:, None, :, None]
-        A = factors[1]
+            A = torch.softmax(middle, -1).nan_to_num(0.0) * some[:, None, :, None]
         Z = (
             torch.linalg.pinv(A)
             if iterations is None
             else newton_pinverse(A, iterations=iterations)
         )
         # The small products first: no matrix of n times m entries appears.
-        O = factors[0] @ (Z @ (factors[2] @ v))  # noqa: E741
+        gathered = Z @ _read(q_means, k, v, real)
+        O = _read(q, k_means, gathered, None if real is None else some)  # noqa: E741
     return O.to(Q.dtype)
+
+
+def _read(q: Tensor, k: Tensor, v: Tensor, real: Tensor | None) -> Tensor:
+    """Attention with scores that are scaled already; without padding, no table of it is held."""
+    if real is None:
+        return scaled_dot_product_attention(q, k, v, scale=1.0)
+    scores = (q @ k.mT).masked_fill(~real[:, None, None], -torch.inf)
+    return torch.softmax(scores, -1).nan_to_num(0.0) @ v
 
 
 def _segment_means(x: Tensor, segments: int, real: Tensor | None) -> tuple[Tensor, Tensor]:

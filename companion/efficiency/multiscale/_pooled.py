@@ -229,12 +229,8 @@ class PooledAttention(CoarseAttention):
             (batch, heads, n, scales).
 
     Raises:
-        ValueError: If a size is below 1. In a call: if the mask says more than causality and
-            padding, or there is a bias.
-
-    References:
-        S. Wang et al. and others take several pooled scales; the form is the book's,
-        ``eq:ms``.
+        ValueError: If there is no size, or one is below 1. In a call: if the mask says more than
+            causality and padding, or there is a bias.
 
     Book: :doc:`/book/efficiency/multiscale`
 
@@ -250,6 +246,8 @@ class PooledAttention(CoarseAttention):
         self, dim: int, heads: int, *, sizes: Sequence[int], causal: bool, **rest: Any
     ) -> None:
         super().__init__(dim, heads, causal=causal, **rest)
+        if not sizes:
+            raise ValueError("give the tokens of a block for at least one scale, got none")
         for size in sizes:
             check_count("size", size)
         self.sizes = tuple(sizes)

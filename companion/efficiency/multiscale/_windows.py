@@ -162,7 +162,7 @@ def windows_from_mass(
     """
     check_in_range("ratio", ratio, low=0.0, high=1.0, open_low=True)
     n = A.shape[-1]
-    within = wide(distance_mass(A, edges=list(range(n)))).cumsum(-1)
+    within = distance_mass(wide(A), edges=list(range(n))).cumsum(-1)
     # Sums that should reach 1 may stay a rounding error below.
     short = within < ratio - 1e-6
     return short.sum(-1).clamp(max=n - 1)

@@ -1,4 +1,4 @@
-"""Layers that hold their weight in 8 or 4 bits, and stand in the place of those that do not."""
+"""Layers that hold their weight in 8 bits or fewer, and stand in the place of those that do not."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +34,7 @@ class QuantizedLinear(LinearLike):
         \hat w = s\,q + c \text{ in each group}
 
     Args:
-        weight: Codes and grids, of 8 or 4 bits.
+        weight: Codes and grids, of 8, 4, 3 or 2 bits.
         bias: :math:`b`, (outputs,).
         divide: :math:`t`, (inputs,): what each input is divided by, where the weight was multiplied
             by it before it was rounded (SmoothQuant, AWQ).
@@ -44,7 +44,7 @@ class QuantizedLinear(LinearLike):
             outputs have the type of the inputs.
 
     Attributes:
-        bits: 8 or 4.
+        bits: 8, 4, 3 or 2.
         group: Inputs that share a step.
 
     Raises:
@@ -57,7 +57,9 @@ class QuantizedLinear(LinearLike):
         inputs, other types, groups that the kernel does not know, and other devices expand the
         weight and multiply in floating point. So a long prompt and single tokens differ by the
         rounding to bfloat16. 4-bit codes are packed for the machine at hand; the ``state_dict``
-        holds plain pairs, which any machine reads.
+        holds plain pairs, which any machine reads. 3 and 2 bits have no kernel: their codes lie in
+        planes, the k-th bits of eight neighbors in one byte, and are always expanded. They save
+        memory and no time.
 
     Book: :doc:`/book/efficiency/quantization`
 
@@ -85,13 +87,17 @@ class QuantizedLinear(LinearLike):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        if weight.bits not in (4, 8):
-            raise ValueError(f"a layer holds 4 or 8 bits, got a weight of {weight.bits}")
+        if weight.bits not in (2, 3, 4, 8):
+            raise ValueError(f"a layer holds 2, 3, 4 or 8 bits, got a weight of {weight.bits}")
         self.d_out, self.d_in = weight.codes.shape
         self.bits, self.group = weight.bits, weight.group
         self.round_activations = round_activations
         if self.bits == 4 and self.d_in % 2:
             raise ValueError(f"4-bit weights need an even number of inputs, got {self.d_in}")
+        if self.bits < 4 and self.d_in % 8:
+            raise ValueError(
+                f"{self.bits}-bit weights need a multiple of 8 inputs, got {self.d_in}"
+            )
         if round_activations and (
             self.bits != 8 or self.group != self.d_in or weight.center is not None
         ):
@@ -103,9 +109,7 @@ class QuantizedLinear(LinearLike):
             check_shape("bias", bias, (self.d_out,))
         if divide is not None:
             check_shape("divide", divide, (self.d_in,))
-        codes = weight.codes
-        if self.bits == 4:
-            codes = _pairs((codes + 8).to(torch.uint8))
+        codes = _stored(weight.codes, self.bits)
         self.packed = False
         self.register_buffer("codes", codes)
         self.register_buffer("scale", weight.scale)
@@ -135,11 +139,9 @@ class QuantizedLinear(LinearLike):
 
     def weight_codes(self) -> WeightCodes:
         """Return codes and grids, as they were given."""
-        if self.bits == 8:
-            return WeightCodes(self.codes, self.scale, self.center, 8)
-        codes = unpack_int4(self.codes, self.d_out) if self.packed else _apart(self.codes)
         if not self.packed:
-            return WeightCodes(codes.to(torch.int8) - 8, self.scale, self.center, 4)
+            return WeightCodes(_read(self.codes), self.scale, self.center, self.bits)
+        codes = unpack_int4(self.codes, self.d_out)
         grid = self._grid[:, : self.d_out]
         center = grid[..., 1].T if self.has_center else None
         return WeightCodes(codes.to(torch.int8) - 8, grid[..., 0].T, center, 4)
@@ -171,7 +173,7 @@ class QuantizedLinear(LinearLike):
             return False
         if x.numel() > KERNEL_ROWS * self.d_in:
             return False
-        if self.bits == 4:
+        if self.bits != 8:
             return self.packed
         whole = self.group == self.d_in and self.d_in % KERNEL_STEP == 0
         return whole and self.center is None and self.codes.device.type == "cpu"
@@ -206,7 +208,7 @@ class QuantizedLinear(LinearLike):
             return
         if self.group not in KERNEL_GROUPS:
             return
-        packed = pack_int4(_apart(self.codes))
+        packed = pack_int4((_read(self.codes) + 8).to(torch.uint8))
         if packed is None:
             return
         self.has_center = self.center is not None
@@ -221,7 +223,7 @@ class QuantizedLinear(LinearLike):
     def _make_plain(self) -> None:
         if self.packed:
             plain = self.weight_codes()
-            self.codes = _pairs((plain.codes + 8).to(torch.uint8))
+            self.codes = _stored(plain.codes, 4)
             self.scale, self.center = plain.scale.contiguous(), plain.center
             self._grid = None
             self.packed = False
@@ -236,9 +238,9 @@ class QuantizedLinear(LinearLike):
         return made
 
     def parts(self) -> dict[str, Tensor]:
-        """Return what is stored: plain codes, two to a byte for 4 bits, and grids."""
+        """Return what is stored: grids and plain codes, as pairs or planes below 8 bits."""
         plain = self.weight_codes()
-        codes = plain.codes if self.bits == 8 else _pairs((plain.codes + 8).to(torch.uint8))
+        codes = _stored(plain.codes, self.bits)
         values = (codes, plain.scale, plain.center, self.divide, self.bias)
         named = zip(_PARTS, values, strict=True)
         return {name: value.contiguous() for name, value in named if value is not None}
@@ -265,11 +267,14 @@ class QuantizedLinear(LinearLike):
         if missing:
             raise ValueError(f"a quantized layer needs {' and '.join(missing)}")
         codes, scale = parts["codes"], parts["scale"]
-        bits = 8 if codes.dtype == torch.int8 else 4
-        if codes.dtype not in (torch.int8, torch.uint8) or codes.ndim != 2:
-            raise ValueError(f"codes must be a matrix of int8 or uint8, got {codes.dtype}")
-        if bits == 4:
-            codes = _apart(codes).to(torch.int8) - 8
+        planes = codes.dtype == torch.uint8 and codes.ndim == 3 and codes.shape[1] in (2, 3)
+        if not planes and (codes.dtype not in (torch.int8, torch.uint8) or codes.ndim != 2):
+            raise ValueError(
+                "codes must be a matrix of int8 or uint8, or 2 or 3 planes of uint8, got "
+                f"{codes.dtype} of shape {tuple(codes.shape)}"
+            )
+        bits = codes.shape[1] if planes else 8 if codes.dtype == torch.int8 else 4
+        codes = _read(codes)
         if scale.ndim != 2 or len(scale) != len(codes) or codes.shape[1] % scale.shape[1]:
             raise ValueError(
                 f"codes {tuple(codes.shape)} and scale {tuple(scale.shape)} do not fit"
@@ -355,10 +360,35 @@ class QuantizedEmbedding(nn.Module):
         return codes.to(dtype) * scale.to(dtype)
 
 
-def _pairs(codes: Tensor) -> Tensor:
-    """Two codes from 0 to 15 in a byte: the even input low, the odd one high."""
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+def _stored(codes: Tensor, bits: int) -> Tensor:
+    """Signed codes, (outputs, inputs), as few bytes: int8, pairs, or planes of bits."""
+    if bits == 8:
+        return codes
+    unsigned = (codes + 2 ** (bits - 1)).to(torch.uint8)
+    if bits == 4:  # two in a byte: the even input low, the odd one high
+        pairs: Tensor = unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
+        return pairs
+    eights = unsigned.unflatten(1, (-1, 8))
+    planes = [_byte(eights >> k & 1) for k in range(bits)]
+    return torch.stack(planes, 1)  # (outputs, bits, inputs / 8)
 
 
-def _apart(pairs: Tensor) -> Tensor:
-    return torch.stack([pairs & 15, pairs >> 4], -1).flatten(-2)
+def _byte(eights: Tensor) -> Tensor:
+    """Eight bits, the last axis, in one byte: the first is the lowest."""
+    places = torch.arange(8, dtype=torch.uint8, device=eights.device)
+    return (eights << places).sum(-1, dtype=torch.uint8)
+
+
+def _read(stored: Tensor) -> Tensor:
+    """Undo :func:`_stored`. Bytes tell by their type and shape what they are."""
+    if stored.dtype == torch.int8:
+        return stored
+    if stored.ndim == 2:
+        unsigned, bits = torch.stack([stored & 15, stored >> 4], -1).flatten(-2), 4
+    else:
+        bits = stored.shape[1]
+        places = torch.arange(8, dtype=torch.uint8, device=stored.device)
+        spread = (stored[..., None] >> places & 1).flatten(-2)  # (outputs, bits, inputs)
+        unsigned = torch.stack([spread[:, k] << k for k in range(bits)]).sum(0, dtype=torch.uint8)
+    signed: Tensor = unsigned.to(torch.int8) - 2 ** (bits - 1)
+    return signed

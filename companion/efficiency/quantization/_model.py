@@ -61,7 +61,7 @@ Model = TypeVar("Model")
 def quantize(
     model: Model,
     *,
-    bits: Literal[4, 8] = 8,
+    bits: Literal[2, 3, 4, 8] = 8,
     method: QuantizationMethod = "nearest",
     group: int = 32,
     calibration: Iterable[Tensor | tuple[Tensor, ...]] | None = None,
@@ -69,19 +69,20 @@ def quantize(
 ) -> Model:
     """Make a copy of a model whose linear layers hold integers. The model itself stays as it is.
 
-    With 8 bits each row of a matrix has one step and zero in the middle; with 4 bits each group of
+    With 8 bits each row of a matrix has one step and zero in the middle; with fewer each group of
     neighbors has a step and a center. The table of tokens, and an output layer, have 8 bits in
-    either case: they are read row by row, and errors of the last layer reach the logits directly.
+    any case: they are read row by row, and errors of the last layer reach the logits directly.
     Norms, biases and tables of positions are shared with the original model.
 
     Args:
         model: Any module with linear layers, or a text model such as that of
             :func:`companion.models.smollm2`.
-        bits: 8 or 4.
+        bits: 8, 4, 3 or 2. Fewer than 4 save memory, and no time: they have no fast kernel.
         method: ``"nearest"`` and ``"mse"`` look at the weights alone. ``"gptq"`` and ``"awq"`` look
             at the inputs of each layer, too, and need ``calibration``; so does ``"smooth"``,
             SmoothQuant, which is for rounded activations.
-        group: Inputs that share a step, with 4 bits; 32, 64, 128 and 256 have a fast kernel.
+        group: Inputs that share a step, with fewer than 8 bits; with 4 bits 32, 64, 128 and 256
+            have a fast kernel.
         calibration: Inputs that the model is run on, each a batch, or a tuple of arguments. The
             text should be like that which the model will read. No padding.
         round_activations: With 8 bits, round activations to 8 bits, too (W8A8), each token with a
@@ -177,8 +178,8 @@ def quantize(
 def _check(
     bits: int, method: str, group: int, calibration: object, round_activations: bool
 ) -> None:
-    if bits not in (4, 8):
-        raise ValueError(f"bits must be 4 or 8, got {bits}")
+    if bits not in (2, 3, 4, 8):
+        raise ValueError(f"bits must be 2, 3, 4 or 8, got {bits}")
     if method not in get_args(QuantizationMethod):
         known = ", ".join(get_args(QuantizationMethod))
         raise ValueError(f"method must be one of {known}, got {method!r}")

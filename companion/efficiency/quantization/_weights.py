@@ -79,8 +79,11 @@ def _grid(low: Tensor, high: Tensor, bits: int, symmetric: bool) -> tuple[Tensor
     return kept.clamp(min=tiny), center.bfloat16().to(scale.dtype)
 
 
-def _nearest(x: Tensor, scale: Tensor, center: Tensor, bits: int) -> Tensor:
+def _nearest(x: Tensor, scale: Tensor, center: Tensor, bits: int, symmetric: bool) -> Tensor:
+    """Codes of the nearest points; a symmetric grid has as many above zero as below."""
     bottom, top = code_range(bits, signed=True)
+    if symmetric:
+        bottom = -top
     return ((x - center) / scale).round().clamp(bottom, top)
 
 
@@ -99,7 +102,8 @@ def _grids(
         # Towards the middle of the range, or towards 0.
         middle = torch.zeros_like(low) if symmetric else (low + high) / 2
         s, c = _grid(middle + t * (low - middle), middle + t * (high - middle), bits, symmetric)
-        made = _nearest(groups, s[..., None], c[..., None], bits) * s[..., None] + c[..., None]
+        codes = _nearest(groups, s[..., None], c[..., None], bits, symmetric)
+        made = codes * s[..., None] + c[..., None]
         error = (made - groups).square()
         error = (error if weights is None else error * weights).sum(-1)
         better = error < least
@@ -167,9 +171,7 @@ def round_weights(
     groups = _by_group(W, group)
     weights = None if importance is None else _by_group(importance, group)
     scale, center = _grids(groups, bits, symmetric, search, weights)
-    codes = _nearest(groups, scale[..., None], center[..., None], bits)
-    if symmetric:
-        codes = codes.clamp(min=-code_range(bits, signed=True)[1])
+    codes = _nearest(groups, scale[..., None], center[..., None], bits, symmetric)
     return WeightCodes(
         codes.flatten(-2).to(torch.int8),
         scale.bfloat16(),
@@ -263,9 +265,7 @@ def gptq(
                 scales.append(scale)
                 centers.append(center)
             w = part[:, j : j + 1]
-            code = _nearest(w, scale, center, bits)
-            if symmetric:
-                code = code.clamp(min=-code_range(bits, signed=True)[1])
+            code = _nearest(w, scale, center, bits, symmetric)
             codes[:, q : q + 1] = code
             error = (w - (code * scale + center)) / local[j, j]
             errors[:, j : j + 1] = error

@@ -218,7 +218,7 @@ def layout_mask(layout: Layout, *, block: int) -> Mask:
         tensor([[1, 0],
                 [0, 1]], dtype=torch.int32)
     """
-    _check_layout(layout)
+    check_layout(layout)
     check_count("block", block)
     return Mask(lambda b, h, i, j: layout[i // block, j // block], device=layout.device)
 
@@ -269,7 +269,7 @@ def block_sparse(
         tensor([0.5000, 0.5000, 0.0000, 0.0000], dtype=torch.float64)
     """
     check_inputs(Q, K, V)
-    _check_layout(layout)
+    check_layout(layout)
     check_count("block", block)
     n = Q.shape[-2]
     blocks = -(-n // block)
@@ -280,6 +280,8 @@ def block_sparse(
             f"{n} tokens are {blocks} blocks of {block}, but the layout has {layout.shape[0]}"
         )
     q, k, v = (lift(t) for t in cast(Q, K, V))
+    if n == 0:
+        return drop(q[..., :1] * v.new_zeros(v.shape[-1]), Q.ndim)
     batch, heads = q.shape[:2]
     kv_heads, group = k.shape[1], heads // k.shape[1]
     if mask is not None:
@@ -318,7 +320,8 @@ def block_sparse(
     return drop(O.reshape(batch, heads, blocks * block, -1)[:, :, :n], Q.ndim)
 
 
-def _check_layout(layout: Tensor) -> None:
+def check_layout(layout: Tensor) -> None:
+    """Require a square Bool matrix."""
     if layout.dtype != torch.bool or layout.ndim != 2 or layout.shape[0] != layout.shape[1]:
         raise ValueError(
             "a layout is a square Bool matrix, True where a block of queries reads a block of "

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from companion.core import check_count, randn, wide
+from companion.core import check_count, check_shape, randn, wide
 from companion.efficiency.sparse_attention._linear import linear_attention
+from companion.transformer.attention._inputs import full_precision
 
 __all__ = ["elu_features", "favor_attention", "favor_features", "gaussian_frequencies"]
 
@@ -54,7 +55,7 @@ def gaussian_frequencies(
     blocks = -(-m // d)
     normal = randn(blocks, d, d, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(normal)
-    # Signs that make the factorization unique: then q is uniform over the rotations.
+    # Signs that make the factorization unique: then q is uniform over the orthogonal matrices.
     q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     lengths = randn(m, d, generator=generator, dtype=torch.float64).norm(dim=1)
     rows = q.mT.flatten(0, 1)[:m] * lengths[:, None]
@@ -102,7 +103,9 @@ def favor_features(
             f"x of width {x.shape[-1]} does not meet frequencies of width {omega.shape[-1]}"
         )
     x = wide(x)
-    exponent = x @ omega.to(x.dtype).mT - x.square().sum(-1, keepdim=True) / 2 - shift
+    with full_precision(x):
+        z = x @ omega.to(x.dtype).mT
+    exponent = z - x.square().sum(-1, keepdim=True) / 2 - shift
     scaled: Tensor = exponent.exp() * omega.shape[0] ** -0.5
     return scaled
 
@@ -132,7 +135,7 @@ def favor_attention(
         omega: Frequencies, see :func:`gaussian_frequencies`.
         causal: Whether the sums run over earlier tokens only.
         real: False where a token is padding, shape (batch, m).
-        scale: Factor :math:`s` of the scores. ``None`` is :math:`1/\sqrt{d_k}`.
+        scale: Factor :math:`s` of the scores, not negative. ``None`` is :math:`1/\sqrt{d_k}`.
         chunk: Tokens of a chunk in the causal form.
 
     Returns:
@@ -140,12 +143,13 @@ def favor_attention(
         unbiased before it is divided by their sum.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or the scale is negative.
 
     Numerics:
-        Features are shifted by the largest exponent, of each query and of all keys together. The
-        shift of the keys cancels. A causal query whose keys all underflow beside a later key has
-        output 0.
+        Features are those of :func:`favor_features`, up to a factor for each query and one for all
+        keys together, which cancel and make the largest 1; padding takes no part in it. A causal
+        query whose keys all underflow beside a later key has output 0. In float32 or better, under
+        autocast too.
 
     References:
         Choromanski et al. 2021, arXiv:2009.14794, sec. 2.3.
@@ -161,19 +165,38 @@ def favor_attention(
         raise ValueError(
             f"queries of width {Q.shape[-1]} do not meet frequencies of width {omega.shape[-1]}"
         )
+    if scale is not None and scale < 0:
+        raise ValueError(
+            f"the kernel exp(s q k) has features for a scale of 0 or more, got {scale}"
+        )
+    if real is not None:
+        check_shape("real", real, (K.shape[0], K.shape[2]))
     root = (Q.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
     q, k = root * wide(Q), root * wide(K)
-    w = omega.to(q.dtype)
-    shifts = []
-    for x, axes in ((q, (-1,)), (k, (-1, -2))):
-        exponent = x.detach() @ w.mT - x.detach().square().sum(-1, keepdim=True) / 2
-        shifts.append(exponent.amax(axes, keepdim=True) if exponent.numel() else 0.0)
-    phi_q = favor_features(q, w, shift=shifts[0])
-    phi_k = favor_features(k, w, shift=shifts[1])
-    if real is not None:
-        phi_k = phi_k * real[:, None, :, None]
+    # What scales all features of a query cancels, and what scales those of all keys alike.
+    with full_precision(q):
+        z_q, z_k = q @ omega.to(q.dtype).mT, k @ omega.to(k.dtype).mT
+    half = k.square().sum(-1, keepdim=True) / 2
+    if z_q.numel():
+        z_q = z_q - z_q.detach().amax(-1, keepdim=True)
+    if z_k.numel():
+        largest = z_k.detach().amax(-1, keepdim=True) - half.detach()
+        half = half + _largest_of_all(largest, real)
+    phi_q, phi_k = z_q.exp(), (z_k - half).exp()
     O = linear_attention(phi_q, phi_k, wide(V), causal=causal, chunk=chunk)  # noqa: E741
     return O.to(V.dtype)
+
+
+def _largest_of_all(exponents: Tensor, real: Tensor | None) -> Tensor:
+    """The largest exponent of the tokens of a text, and infinity for its padding.
+
+    Padding must not take part: beside a key of zeros, all long keys would underflow.
+    """
+    if real is None:
+        return exponents.amax(-2, keepdim=True)
+    padded = ~real[:, None, :, None]
+    largest = exponents.masked_fill(padded, -torch.inf).amax(-2, keepdim=True)
+    return torch.where(padded, torch.inf, largest)
 
 
 def elu_features(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from companion.core import check_count, check_floating, check_in_range, randn, wide
 from companion.transformer.attention._dense import softmax_or_zero
+from companion.transformer.attention._inputs import full_precision
 
 __all__ = [
     "amplified",
@@ -195,8 +196,9 @@ def lsh_attention(
 
         Rounds are put together by their log-sum-exps, and the score of a pair that meets in
         :math:`c` rounds is lowered by :math:`\log c`, so that it counts once. Arithmetic is in
-        float32 or better. :math:`8 n_r n c d` operations a head for chunks of :math:`c` tokens, the
-        sorting and hashing not counted; no gradient flows through the buckets.
+        float32 or better, under autocast too. :math:`8 n_r n c d` operations a head for chunks of
+        :math:`c` tokens, the sorting and hashing not counted; no gradient flows through the
+        buckets.
 
     References:
         Kitaev et al. 2020, arXiv:2001.04451, sec. 2 and appendix A.
@@ -222,7 +224,23 @@ def lsh_attention(
         raise ValueError(f"real must have shape {(batch, n)}, got {tuple(real.shape)}")
     if n == 0:
         return V
-    q, v = wide(QK), wide(V)
+    factor = width**-0.5 if scale is None else scale
+    with full_precision(QK):
+        O = _by_buckets(wide(QK), wide(V), rotations, chunk, causal, real, factor)  # noqa: E741
+    return O.to(V.dtype)
+
+
+def _by_buckets(
+    q: Tensor,
+    v: Tensor,
+    rotations: Tensor,
+    chunk: int,
+    causal: bool,
+    real: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Compute :func:`lsh_attention` in the precision of the inputs."""
+    n, width = q.shape[2:]
     rounds, half = rotations.shape[0], rotations.shape[2]
     buckets = lsh_hash(q.detach(), rotations.to(q.dtype))
     length = -(-n // chunk) * chunk
@@ -230,7 +248,7 @@ def lsh_attention(
     if real is not None:
         buckets = buckets.masked_fill(~real[:, None, None], 2 * half)
     buckets = F.pad(buckets, (0, length - n), value=2 * half)
-    place = torch.arange(length, device=QK.device)
+    place = torch.arange(length, device=q.device)
     # With the position in the key, no two are equal, and the order can be undone.
     order = (buckets * length + place).argsort(-1)
     undo = order.argsort(-1)
@@ -245,7 +263,7 @@ def lsh_attention(
     queries = _rows(q, ids[0]).view(*tokens.shape, width)
     keys = _rows(k, ids[1]).view(*readers.shape, width)
     values = _rows(v, ids[1]).view(*readers.shape, v.shape[-1])
-    scores = (width**-0.5 if scale is None else scale) * queries @ keys.mT
+    scores = scale * queries @ keys.mT
 
     times = torch.zeros_like(scores)  # rounds in which the pair meets
     for r in range(rounds):
@@ -263,8 +281,8 @@ def lsh_attention(
     first[0, :, :chunk] = True
     allowed = allowed & ~first
     if causal:
-        row = torch.arange(chunk, device=QK.device).view(-1, 1)
-        column = torch.arange(2 * chunk, device=QK.device)
+        row = torch.arange(chunk, device=q.device).view(-1, 1)
+        column = torch.arange(2 * chunk, device=q.device)
         allowed = allowed & (column <= row + chunk) & (column >= row)
     scores = scores - times.clamp(min=1).log()
     scores = scores.masked_fill(i == j, SELF).masked_fill(~allowed, -torch.inf)
@@ -275,7 +293,7 @@ def lsh_attention(
     O = (softmax_or_zero(scores) @ values).flatten(3, 4)  # noqa: E741
     O = O.gather(3, undo.unsqueeze(-1).expand_as(O))  # noqa: E741
     merged = (softmax_or_zero(lse.mT).unsqueeze(-1) * O.transpose(2, 3)).sum(3)
-    return merged[:, :, :n].to(V.dtype)
+    return merged[:, :, :n]
 
 
 def _with_previous(chunks: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from companion.core import check_count, rand, wide
-from companion.efficiency.sparse_attention._blocks import block_sparse
+from companion.efficiency.sparse_attention._blocks import block_sparse, check_layout
 from companion.efficiency.sparse_attention._features import (
     elu_features,
     favor_attention,
@@ -44,6 +44,12 @@ class _Seam(MultiHeadAttention):
     """What the layers share: projections as usual, and something else in the place of softmax."""
 
     sites: tuple[str, ...] = ("queries", "keys", "values", "heads")
+
+    def __init__(self, dim: int, heads: int, **kind: Any) -> None:
+        super().__init__(dim, heads, **kind)
+        if self.dropout or self.relative is not None:
+            what = "dropout of weights" if self.dropout else "relative positions"
+            raise ValueError(f"{type(self).__name__} has no {what}: use MultiHeadAttention")
 
     @classmethod
     def factory(cls, **options: Any) -> PartFactory:
@@ -133,6 +139,11 @@ class _Seam(MultiHeadAttention):
             ValueError: Always.
         """
         raise ValueError(f"{type(self).__name__} has no cache: it needs the whole text at once")
+
+    def _sized(self, heads: int, kv_heads: int) -> MultiHeadAttention:
+        raise ValueError(
+            f"heads of {type(self).__name__} cannot be taken out: do it in MultiHeadAttention"
+        )
 
 
 class WindowCache:
@@ -347,6 +358,7 @@ class BlockSparseAttention(_Seam):
     ) -> None:
         super().__init__(dim, heads, **kind)
         check_count("block", block)
+        check_layout(layout)
         self.block = block
         self.register_buffer("layout", layout.clone())
 
@@ -759,27 +771,29 @@ def _rule_of(table: Tensor, held: int) -> Mask:
 def _split(mask: Mask | None, Q: Tensor, name: str, held: int = 0) -> tuple[bool, Tensor | None]:
     """Tell whether a mask is causal, and which of the new keys it hides; refuse other masks.
 
-    A rule is looked at in O(n) places: all keys of the last query, and a few keys of each. So
-    windows and documents are refused, though not every rule that one could invent.
+    A rule is looked at in O(n) places of each head: all keys of the last query, and a few keys of
+    each. So windows and documents are refused, though not every rule that one could invent.
     """
     if mask is None:
         return False, None
-    batch, _, n, _ = Q.shape
+    batch, heads, n, _ = Q.shape
     causal = mask.outer[1] <= held
     if mask.inner == mask.outer and mask.outer == (-float("inf"), float(held)):
         return True, None
     b = torch.arange(batch, device=Q.device).view(-1, 1, 1, 1)
-    h = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=Q.device)
+    h = torch.arange(heads, device=Q.device).view(1, -1, 1, 1)
     i = torch.arange(n, device=Q.device).view(1, 1, -1, 1)
     new = torch.arange(n, device=Q.device).view(1, 1, 1, -1)
-    real = mask.rule(b, h, i[:, :, -1:], new + held).expand(batch, 1, 1, n)[:, 0, 0]
+    last = mask.rule(b, h, i[:, :, -1:], new + held).expand(batch, heads, 1, n)
+    real = last[:, 0, 0]
     if not Q.is_meta:
         some = torch.cat([i, (i - 1).clamp(min=0), i // 2, 0 * i, (i + 1).clamp(max=n - 1)], -1)
-        said = mask.rule(b, h, i, some + held).expand(batch, 1, n, 5)[:, 0]
+        said = mask.rule(b, h, i, some + held).expand(batch, heads, n, 5)
         expected = real[:, some[0, 0]]
         if causal:
             expected = expected & (some <= i)[0]
-        if not torch.equal(said, expected):
+        alike = torch.equal(last, real[:, None, None].expand_as(last))
+        if not alike or not torch.equal(said, expected[:, None].expand_as(said)):
             raise ValueError(f"{name} takes a causal mask and padding only, got another rule")
     return causal, real
 
@@ -787,6 +801,6 @@ def _split(mask: Mask | None, Q: Tensor, name: str, held: int = 0) -> tuple[bool
 def _must_be_causal(mask: Mask | None, Q: Tensor, cache: Any, name: str) -> Tensor | None:
     held = 0 if cache is None else cache.length
     causal, real = _split(mask, Q, name, held)
-    if not causal and not (held and Q.shape[2] == 1):
+    if not causal and Q.shape[2] > 1:  # one token has no later one, and its mask may be left out
         raise ValueError(f"{name} reads the past only: give a causal mask, as decoders do")
     return real

@@ -1,5 +1,6 @@
 r"""Linear attention: one matrix that is written and read, in three forms that are equal."""
 
+from math import log
 from typing import Literal
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion.core import check_count, check_floating, wide
+from companion.transformer.attention._inputs import full_precision
 
 __all__ = ["delta_rule", "linear_attention"]
 
@@ -38,7 +40,8 @@ def linear_attention(
         V: Values.
         causal: Whether the sums run up to the query's own token, or over all tokens.
         log_decay: :math:`\log \alpha_t \le 0` of each token, or one number for each head
-            (RetNet); ``None`` is no decay. For the causal form.
+            (RetNet); ``None`` is no decay, and :math:`-\infty` forgets all that came before. For
+            the causal form.
         normalize: Whether to divide by :math:`\varphi(q_t) \cdot z_t`.
         form: How the causal form is computed: ``"recurrent"`` steps from token to token,
             ``"quadratic"`` makes all pairs, and ``"chunked"`` makes the pairs of a chunk and steps
@@ -52,8 +55,9 @@ def linear_attention(
         ValueError: If shapes do not fit, or a decay meets ``causal=False``.
 
     Numerics:
-        Sums are held in float32 or better, whatever comes in. Chunked: for :math:`m` features and
-        chunks of :math:`c` tokens, :math:`2n(cm + cd_v + 2md_v)` operations a head.
+        Sums are held in float32 or better, whatever comes in, under autocast too. Chunked: for
+        :math:`m` features and chunks of :math:`c` tokens, :math:`2n(cm + cd_v + 2md_v)` operations
+        a head.
 
     References:
         Katharopoulos et al. 2020, arXiv:2006.16236, eqs. (5), (16)-(20). Decay and chunks:
@@ -88,7 +92,8 @@ def linear_attention(
     elif log_decay is not None:
         raise ValueError("a decay counts from the past: it needs causal=True")
     else:
-        O = q @ (k.mT @ v)  # noqa: E741
+        with full_precision(v):
+            O = q @ (k.mT @ v)  # noqa: E741
     if normalize:
         O = divided(O)  # noqa: E741
     return O.to(V.dtype)
@@ -118,7 +123,8 @@ def delta_rule(
         K: Keys; of length 1 for a memory that does not blow up.
         V: Values.
         beta: How much of the error is corrected, from 0 to 1 (up to 2).
-        log_decay: :math:`\log \alpha_t \le 0`; ``None`` is no decay, DeltaNet.
+        log_decay: :math:`\log \alpha_t \le 0`; ``None`` is no decay, DeltaNet, and
+            :math:`-\infty` forgets all that came before.
         form: As in :func:`linear_attention`.
         chunk: Tokens of a chunk.
 
@@ -129,11 +135,12 @@ def delta_rule(
         ValueError: If shapes do not fit.
 
     Numerics:
-        Within a chunk the corrections solve a triangular system. In float32 or better.
+        Within a chunk the corrections solve a triangular system. In float32 or better, under
+        autocast too.
 
     References:
-        Yang et al. 2024, arXiv:2406.06484, sec. 3; with gates: Yang et al. 2025,
-        arXiv:2412.06464, eq. (10).
+        Schlag et al. 2021, arXiv:2102.11174; in chunks: Yang et al. 2024, arXiv:2406.06484,
+        sec. 3; with gates: Yang et al. 2025, arXiv:2412.06464, eq. (10).
 
     Book: :doc:`/book/efficiency/sparse_attention`
 
@@ -160,7 +167,14 @@ def delta_rule(
 def linear_run(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, S: Tensor, form: str, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the sums and the last state."""
+    """Return the sums and the last state, in the precision of the inputs."""
+    with full_precision(v):
+        return _linear_run(q, k, v, g, S, form, chunk)
+
+
+def _linear_run(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, S: Tensor, form: str, chunk: int
+) -> tuple[Tensor, Tensor]:
     n = k.shape[2]
     if form == "recurrent":
         outputs = []
@@ -195,7 +209,21 @@ def delta_run(
     form: str,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return the answers and the last state."""
+    """Return the answers and the last state, in the precision of the inputs."""
+    with full_precision(v):
+        return _delta_run(q, k, v, beta, g, S, form, chunk)
+
+
+def _delta_run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None,
+    S: Tensor,
+    form: str,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
     n = k.shape[2]
     g = torch.zeros_like(beta) if g is None else g.expand_as(beta)
     outputs = []
@@ -240,8 +268,11 @@ def _gates(log_decay: Tensor | None, k: Tensor) -> Tensor | None:
     if log_decay is None:
         return None
     shape = tuple(k.shape[:3])
+    # The logarithm of 0 would be -inf - -inf within a chunk. The smallest normal number is as good
+    # as 0, and its logarithm is finite.
+    lowest = log(torch.finfo(k.dtype).tiny)
     try:
-        return wide(log_decay).to(k.dtype).expand(shape)
+        return wide(log_decay).to(k.dtype).clamp(min=lowest).expand(shape)
     except RuntimeError:
         raise ValueError(
             f"log_decay of shape {tuple(log_decay.shape)} does not broadcast to {shape}, "

@@ -72,7 +72,14 @@ def linformer_attention(
                 f"got {tuple(real.shape)}"
             )
         K, V = (t * real[:, None, :, None] for t in (K, V))
-    return attention(Q, E @ K, F @ V, scale=scale)
+    return attention(Q, _mix(E, K), _mix(F, V), scale=scale)
+
+
+def _mix(E: Tensor, x: Tensor) -> Tensor:
+    """The mixtures of all heads: by one product, where one matrix serves all of them."""
+    if E.ndim == 3:
+        return E @ x
+    return torch.einsum("kn,bhnd->bhkd", E, x)
 
 
 def jl_failure_bound(rank: int, epsilon: float) -> float:

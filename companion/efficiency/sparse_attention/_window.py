@@ -105,7 +105,8 @@ def local_attention(
     Numerics:
         A block of :math:`c` queries meets :math:`c + b + a + s` keys, some of them masked:
         for :math:`n` a multiple of :math:`c`, :math:`4nd(c + b + a + s)` operations a head
-        (:math:`d_k = d_v = d`). Without sinks and dilation no key is copied.
+        (:math:`d_k = d_v = d`). A window beyond the ends of the text costs no more than one that
+        reaches them. Without sinks and dilation no key is copied.
 
     References:
         Beltagy et al. 2020, arXiv:2004.05150, sec. 3.1; sinks: Xiao et al. 2024, arXiv:2309.17453.
@@ -130,12 +131,13 @@ def local_attention(
     batch, heads, n, _ = q.shape
     kv_heads, group = k.shape[1], heads // k.shape[1]
     if n == 0:
-        return drop(q @ k.mT @ v, Q.ndim)
+        return drop(q[..., :1] * v.new_zeros(v.shape[-1]), Q.ndim)
     if mask is not None:
         mask.check(n, n, batch=batch, device=Q.device)
+    length = -(-n // dilation)  # tokens of a residue class
+    before, after = min(before, length - 1), min(after, length - 1)  # no more is there to be read
     size = block if block is not None else min(max((before + after + 1) // 2, 32), 128)
     check_count("block", size)
-    length = -(-n // dilation)  # tokens of a residue class
     size = min(size, length)
     blocks = -(-length // size)
     span = size + before + after

@@ -50,6 +50,8 @@ class Constraint:
 
     Attributes:
         log_mass: ``"batch"``: :math:`\sum_t\log Z_t` of the last texts, in nats; ``None`` before.
+            It adds up row by row, so it belongs to texts that keep their rows: those of a
+            sampler, and not of a beam search.
 
     Raises:
         ValueError: If no text is short enough; and, when it is used, if a text was written that
@@ -147,7 +149,8 @@ def completion_probability(
         :math:`\beta`, for 0 to ``tokens`` tokens left.
 
     Raises:
-        ValueError: If the shapes do not fit, or the index has no tokens that end a text.
+        ValueError: If the shapes do not fit, a row is no law, or the index has no tokens that end
+            a text.
 
     Numerics:
         :math:`O(\text{tokens}\cdot\text{states}\cdot\text{vocab}^2)` by matrix products; each is a
@@ -162,6 +165,15 @@ def completion_probability(
     check_floating("transitions", transitions)
     check_shape("transitions", transitions, (index.vocab, index.vocab))
     check_count("tokens", tokens)
+    slack = max(1e-3, 4 * torch.finfo(transitions.dtype).eps)
+    if can_read(transitions):
+        sums = wide(transitions).sum(1)
+        if not bool((transitions >= 0).all() & ((sums - 1).abs() <= slack).all()):
+            raise ValueError(
+                f"each row of transitions must be a law of the next token, its sums lie between "
+                f"{float(sums.min()):.4g} and {float(sums.max()):.4g}: transpose it if its columns "
+                "are laws"
+            )
     if not index.stop:
         raise ValueError("texts must end: give the index the tokens that end one, as stop")
     states = len(index.accepting)

@@ -7,7 +7,14 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from companion.core import check_count, check_in_range, check_same_shape, check_shape, wide
+from companion.core import (
+    can_read,
+    check_count,
+    check_in_range,
+    check_same_shape,
+    check_shape,
+    wide,
+)
 from companion.generation.decoding._follow import Follower
 from companion.models import History, NextToken
 from companion.transformer.block import Decoder
@@ -163,10 +170,12 @@ def class_log_probs(
         prior: :math:`p(a)`; by default all classes are equal.
 
     Returns:
-        :math:`\log p(a\mid x)`.
+        :math:`\log p(a\mid x)`; minus infinity throughout for a text that no class can write, so
+        that :func:`bayes_logits` leaves it out.
 
     Raises:
-        ValueError: If the prior has another number of classes.
+        ValueError: If the prior has another number of classes, or is no prior: it holds numbers of
+            0 or above, and not 0 throughout.
 
     References:
         Krause et al. 2021, arXiv:2009.06367; they divide by the length, we do not.
@@ -180,8 +189,13 @@ def class_log_probs(
     scores = wide(log_probs)
     if prior is not None:
         check_shape("prior", prior, (log_probs.shape[-1],))
+        if can_read(prior) and not (bool((prior >= 0).all()) and bool((prior > 0).any())):
+            raise ValueError(
+                f"prior must be 0 or above, and not 0 throughout: got {prior.tolist()}"
+            )
         scores = scores + wide(prior).log()
-    return scores.log_softmax(-1)
+    never = (scores == -torch.inf).all(-1, keepdim=True)
+    return scores.log_softmax(-1).masked_fill(never, -torch.inf)
 
 
 class Guidance:
@@ -278,7 +292,8 @@ class ClassifierGuidance:
     the truncation is part of the method.
 
     Args:
-        attribute: Tells :math:`\log p(a\mid x_{\le t})` of beginnings, (rows, t) to (rows,).
+        attribute: Tells :math:`\log p(a\mid x_{\le t})` of beginnings, (rows, t) to (rows,). Rows
+            are the prompt and all that follows; of a padded batch the padding stands in them.
         k: How many candidates are asked.
         power: :math:`\omega`.
 

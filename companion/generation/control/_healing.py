@@ -4,7 +4,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from companion.core import check_count
+import torch
+
+from companion.core import check_count, check_ids
 from companion.generation.control._vocabulary import Vocabulary
 
 __all__ = ["Healed", "heal"]
@@ -41,7 +43,7 @@ def heal(ids: Sequence[int], vocabulary: Vocabulary) -> Healed:
         first token always stays, since a model has to read something.
 
     Raises:
-        ValueError: If the prompt is empty.
+        ValueError: If the prompt is empty, or a token is out of range.
 
     References:
         Lundberg 2023, "The art of prompt design: prompt boundaries and token healing", for the
@@ -55,6 +57,7 @@ def heal(ids: Sequence[int], vocabulary: Vocabulary) -> Healed:
         Healed(ids=[4, 0], prefix=b':')
     """
     check_count("tokens of the prompt", len(ids))
+    check_ids("ids", torch.tensor(list(ids)), len(vocabulary))
     order = sorted(vocabulary.tokens)
     kept, prefix, best = len(ids), b"", len(ids)
     while kept > 1 and vocabulary.tokens[ids[kept - 1]]:

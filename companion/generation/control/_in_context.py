@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_count, check_in_range, check_shape
+from companion.core import can_read, check_count, check_in_range, check_shape
 
 __all__ = [
     "InContextWeights",
@@ -125,7 +125,7 @@ def mixture_prediction(
         :math:`\log p(y\mid x,D)`.
 
     Raises:
-        ValueError: If the numbers of tasks differ.
+        ValueError: If the numbers of tasks differ, or no task explains the examples.
 
     References:
         Xie et al. 2022, arXiv:2111.02080, for in-context learning.
@@ -141,5 +141,8 @@ def mixture_prediction(
     """
     check_shape("log_prior", log_prior, (log_likelihood.shape[-1],))
     check_shape("log_prob", log_prob, (*log_likelihood.shape, None))
-    posterior = (log_prior + log_likelihood).log_softmax(-1)
+    joint = log_prior + log_likelihood
+    if can_read(joint) and bool((joint == -torch.inf).all(-1).any()):
+        raise ValueError("no task explains the examples: all have the prior or the likelihood 0")
+    posterior = joint.log_softmax(-1)
     return (posterior[..., None] + log_prob).logsumexp(-2)

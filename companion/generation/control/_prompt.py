@@ -1,11 +1,12 @@
 """Control by what stands before a text: examples, and calibration of answers."""
 
+import math
 from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_count, check_several, check_shape, wide
+from companion.core import can_read, check_count, check_several, check_shape, wide
 
 __all__ = ["calibrate", "few_shot"]
 
@@ -27,10 +28,14 @@ def calibrate(
         Calibrated log-probabilities.
 
     Raises:
-        ValueError: If the numbers of labels differ.
+        ValueError: If the numbers of labels differ, or a label is impossible without content.
+
+    Numerics:
+        The mean is taken by logsumexp, so a label of probability :math:`10^{-60}` is not divided
+        by 0.
 
     References:
-        Zhao et al. 2021, arXiv:2102.09690 They write softmax of the scaled
+        Zhao et al. 2021, arXiv:2102.09690. They write softmax of the scaled
         probabilities in one place; we normalize by the sum, as their code does.
 
     Book: :doc:`/book/generation/control`
@@ -44,7 +49,11 @@ def calibrate(
     check_shape("content_free", content_free, (None, log_probs.shape[-1]))
     check_count("content-free inputs", len(content_free))
     p = wide(log_probs).log_softmax(-1)
-    bias = wide(content_free).log_softmax(-1).exp().mean(0).log()
+    bias = wide(content_free).log_softmax(-1).logsumexp(0) - math.log(len(content_free))
+    if can_read(bias) and bool((bias == -math.inf).any()):
+        raise ValueError(
+            "content_free gives a label the probability 0, and nothing can be divided by it"
+        )
     return (p - bias.to(p)).log_softmax(-1)
 
 
@@ -78,8 +87,10 @@ def few_shot(
         'good -> yes; bad ->'
     """
     check_several("shots", shots)
-    if "{input}" not in template or not template.endswith("{label}"):
-        raise ValueError(f"a template needs {{input}}, and {{label}} at its end: got {template!r}")
     form = template.removesuffix("{label}")
+    if "{input}" not in form or form == template or "{label}" in form:
+        raise ValueError(
+            f"a template needs {{input}}, and {{label}} once, at its end: got {template!r}"
+        )
     written = [form.replace("{input}", x) + " " + y for x, y in shots]
     return between.join([*written, form.replace("{input}", query)])

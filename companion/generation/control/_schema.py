@@ -204,25 +204,29 @@ class _Reader:
                 self.only(given, {key, "type"}, where)
                 values = given[key] if key == "enum" else [given[key]]
                 return self.values(values, given.get("type"), where)
-        for key in ("anyOf",):
-            if key in given:
-                self.only(given, {key}, where)
-                return Choice(
-                    tuple(self.read(s, f"{where}/{key}/{i}") for i, s in enumerate(given[key]))
-                )
+        if "anyOf" in given:
+            self.only(given, {"anyOf"}, where)
+            options = given["anyOf"]
+            if not isinstance(options, list | tuple):
+                raise ValueError(f"at {where}: anyOf lists schemas, got {options!r}")
+            return Choice(tuple(self.read(s, f"{where}/anyOf/{i}") for i, s in enumerate(options)))
         kinds = given.get("type")
         if kinds is None:
             raise ValueError(
                 f"at {where}: {', '.join(given)} without a type is not supported: name the type"
             )
-        several = [kinds] if isinstance(kinds, str) else list(kinds)
-        unknown = [kind for kind in several if kind not in KEYWORDS]
-        if unknown or not several:
-            raise ValueError(f"at {where}: there is no type {unknown or several}")
+        several = self.kinds(kinds, where)
         known = {"type"}.union(*(KEYWORDS[kind] for kind in several))
         self.only(given, known, where)
         made = tuple(getattr(self, f"{kind}_")(given, where) for kind in several)
         return made[0] if len(made) == 1 else Choice(made)
+
+    def kinds(self, kind: Any, where: str) -> list[str]:
+        several = list(kind) if isinstance(kind, list | tuple) else [kind]
+        unknown = [one for one in several if not isinstance(one, str) or one not in KEYWORDS]
+        if unknown or not several:
+            raise ValueError(f"at {where}: there is no type {unknown or several}")
+        return several
 
     def only(self, given: Mapping[str, Any], known: set[str], where: str) -> None:
         for key in given:
@@ -252,7 +256,7 @@ class _Reader:
     def values(self, values: Any, kind: Any, where: str) -> Node:
         if not isinstance(values, list | tuple):
             raise ValueError(f"at {where}: enum lists values, got {values!r}")
-        kinds = None if kind is None else [kind] if isinstance(kind, str) else list(kind)
+        kinds = None if kind is None else self.kinds(kind, where)
         try:
             texts = [
                 json.dumps(v, ensure_ascii=False, allow_nan=False)
@@ -354,6 +358,9 @@ class _Reader:
         required: Sequence[str] = given.get("required", [])
         if not isinstance(properties, Mapping) or not isinstance(required, list | tuple):
             raise ValueError(f"at {where}: properties are an object, and required is a list")
+        for name in (*properties, *required):
+            if not isinstance(name, str):
+                raise ValueError(f"at {where}: the name of a property is a text, got {name!r}")
         if given.get("additionalProperties", False) not in (False, True):
             raise ValueError(f"at {where}: a schema for additionalProperties is not supported")
         absent = [name for name in required if name not in properties]

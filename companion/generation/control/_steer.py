@@ -121,7 +121,9 @@ def pplm_objective(
     check_in_range("kl_weight", kl_weight, low=0.0, open_high=True)
     moved = head(hidden + delta).log_softmax(-1)
     before = head(hidden).log_softmax(-1)
-    kl = (moved.exp() * (moved - before)).sum(-1)
+    # What the moved law forbids adds nothing, and no difference of infinities.
+    gap = (moved - before).masked_fill(moved == -torch.inf, 0.0)
+    kl = (moved.exp() * gap).sum(-1)
     told = attribute(hidden + delta)
     check_shape("what attribute returns", told, (len(hidden),))
     return told - kl_weight * kl

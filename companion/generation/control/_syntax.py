@@ -140,6 +140,7 @@ class _Parser:
         self.begins = self.ends = self.barred = False
         self.classes = {**CLASSES, "s": WHITE, "S": others(WHITE)} if ecma else CLASSES
         self.dot = others(LINE_ENDS if ecma else ((10, 10),))
+        self.ecma = ecma
 
     def fail(self, what: str) -> ValueError:
         return ValueError(f"in the expression {self.text!r}, at character {self.at + 1}: {what}")
@@ -257,6 +258,8 @@ class _Parser:
     def set(self) -> Ranges:
         negated = self.peek() == "^"
         self.at += negated
+        if self.ecma and self.peek() == "]":  # there it closes the set, elsewhere it is a member
+            raise self.fail("a set holds a character, or write \\] for the bracket")
         found: list[tuple[int, int]] = []
         first = True
         while first or self.peek() != "]":

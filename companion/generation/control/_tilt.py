@@ -148,6 +148,8 @@ def fit_tilt(
     base = log_p.double().log_softmax(-1)
     phi, mu = features.double(), target.double()
     possible = phi[base > -torch.inf]
+    if bool(base.isnan().any()):
+        raise ValueError("log_p must hold no NaN, no +inf, and a possible outcome, one above -inf")
     low, high = possible.amin(0), possible.amax(0)
     scale = (high - low).clamp(min=torch.finfo(torch.float64).tiny)
     outside = (mu <= low) | (mu >= high)
@@ -156,6 +158,9 @@ def fit_tilt(
             f"the means {target.tolist()} must lie between {low.tolist()} and {high.tolist()}, the "
             "border excluded: on it a wish is a constraint, and no weight is large enough"
         )
+    # Counted from its least value, a feature loses nothing to a large offset, and one that is
+    # constant is 0. Weights and divergence stay as they are.
+    phi, mu = phi - low, mu - low
     weights = torch.zeros_like(mu)
 
     def dual(w: Tensor) -> Tensor:
@@ -170,7 +175,8 @@ def fit_tilt(
         if step == limit:
             raise ValueError(
                 f"the means {target.tolist()} are not reached by {limit} steps: they lie on the "
-                "border of what is possible (a hard constraint), or outside of it"
+                "border of what is possible (a hard constraint), outside of it, or on outcomes so "
+                "improbable that they count as impossible in float64"
             )
         centered = phi - means
         covariance = (q[:, None] * centered).T @ centered
@@ -178,12 +184,12 @@ def fit_tilt(
         move = torch.linalg.pinv(covariance, hermitian=True) @ (means - mu)
         # Near the end the dual is flat: differences within its rounding count as none.
         now, size = dual(weights), 1.0
-        while bool(dual(weights - size * move) > now + 1e-12 * (1 + now.abs())) and size > 1e-8:
+        while bool(dual(weights - size * move) > now + 1e-12 * (1 + now.abs())) and size > 1e-300:
             size /= 2
         weights = weights - size * move
         step += 1
     kl = weights @ means - (base + phi @ weights).logsumexp(0)
-    return Tilt(weights, means, kl, step)
+    return Tilt(weights, means + low, kl, step)
 
 
 def _energy(log_p: Tensor, features: Tensor, weights: Tensor) -> Tensor:

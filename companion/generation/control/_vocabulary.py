@@ -39,7 +39,6 @@ class Vocabulary:
         check_count("tokens", len(tokens))
         self.tokens = tuple(tokens)
         self.longest = max(map(len, tokens))
-        self.complete = len({t for t in tokens if len(t) == 1}) == 256
         self._levels = _levels(self.tokens)
         self._moved: dict[torch.device, list[_Level]] = {}
 

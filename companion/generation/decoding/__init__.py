@@ -1,8 +1,9 @@
 r"""Which text to write, given the probabilities: sampling, search, and choice among samples.
 
-Everything here plugs into :func:`companion.models.generate`, the one loop that writes: a change of
-the logits is the ``warp`` of :func:`companion.models.sample`, a search is a pick, and speculative
-decoding is a model that reads ahead.
+What writes plugs into :func:`companion.models.generate`, the one loop: a change of the logits is
+the ``warp`` of :func:`companion.models.sample`, a beam search is a pick, and speculative decoding
+is a model that reads ahead. Only :func:`exact_search` has a loop of its own, since it takes up
+prefixes of different lengths.
 
 * **Changes of the logits**: :func:`temperature`, :func:`top_k`, :func:`top_p`, :func:`min_p`,
   :func:`typical`, :func:`epsilon`, :func:`eta`, :func:`top_n_sigma`; with a look at the text,

@@ -82,6 +82,9 @@ def best_of_n_law(
         ValueError: If n is below 1, the shapes differ, a reward is NaN, or no outcome has a
             probability.
 
+    Numerics:
+        Rewards are sorted, so a whole vocabulary will do. Unlikely outcomes keep their digits.
+
     References:
         Beirami et al. 2024, arXiv:2401.01879.
 
@@ -96,12 +99,14 @@ def best_of_n_law(
     _check_rewards(rewards)
     check_rows(log_probs)
     p = log_probs.double().softmax(-1)
-    same = rewards[:, None] == rewards[None]
-    up_to = (p * (rewards[None] <= rewards[:, None])).sum(1).clamp(max=1.0)
-    group = (p * same).sum(1)
-    below = (p * (rewards[None] < rewards[:, None])).sum(1)
-    taken = up_to**n - below**n
-    return torch.where(p > 0, taken * p / group, 0.0)
+    levels, level = torch.unique(rewards, return_inverse=True)  # rising
+    together = p.new_zeros(len(levels)).index_add(0, level, p)
+    up_to = together.cumsum(0).clamp(max=1.0)
+    # F^n - (F - f)^n as F^n (1 - (1 - f/F)^n), which keeps its digits where f is small.
+    part = torch.where(up_to > 0, together / up_to, 1.0).clamp(max=1.0)
+    taken = -(up_to**n) * torch.expm1(n * torch.log1p(-part))
+    share = torch.where(together > 0, taken / together, 0.0)
+    return p * share[level]
 
 
 def best_of_n_kl(
@@ -346,7 +351,8 @@ def noisy_channel(
     check_in_range("weight", weight, low=0.0, open_high=True)
     check_same_shape("direct", direct, "channel", channel)
     check_same_shape("direct", direct, "prior", prior)
-    return direct + weight * (channel + prior)
+    # A term of weight 0 is left out: it may be infinite, and 0 times that is NaN.
+    return direct + weight * (channel + prior) if weight else direct.clone()
 
 
 def _check_rewards(rewards: Tensor) -> None:

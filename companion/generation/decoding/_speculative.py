@@ -91,9 +91,10 @@ def residual(
         tensor([1., 0., 0.])
     """
     check_same_shape("p", p, "q", q)
-    left = (p - q).clamp(min=0)
+    left = (wide(p) - wide(q)).clamp(min=0)
     total = left.sum(-1, keepdim=True)
-    return torch.where(total > 0, left / total.clamp(min=torch.finfo(p.dtype).tiny), p)
+    differ = total > 0
+    return torch.where(differ, left / torch.where(differ, total, 1.0), p).to(p.dtype)
 
 
 def tokens_per_pass(accept: float, ahead: int) -> float:
@@ -186,6 +187,7 @@ def speculative_draw(
     if proposal is None:
         ids = draw(logits, generator=generator)
         return Accepted(ids, ids == proposed)
+    check_same_shape("logits", logits, "proposal", proposal)
     p, q = wide(logits).softmax(-1), wide(proposal).softmax(-1)
     at = proposed[:, None]
     u = rand(len(p), 1, generator=generator, device=p.device, dtype=torch.float64)

@@ -9,12 +9,14 @@ from torch import Tensor
 from companion.core import (
     can_read,
     check_count,
+    check_finite,
     check_floating,
     check_ids,
     check_in_range,
     check_shape,
     wide,
 )
+from companion.knowledge.data_quality._noise import check_labels
 
 __all__ = [
     "DoReMi",
@@ -46,7 +48,7 @@ def importance_weights(
         The weights; 0 where both are 0.
 
     Raises:
-        ValueError: If shapes differ, or the data never show what is wanted.
+        ValueError: If shapes differ, a number is negative, or the data never show what is wanted.
 
     Book: :doc:`/book/knowledge/data_quality`
 
@@ -59,6 +61,8 @@ def importance_weights(
             f"target and source must have the same shape, got {tuple(target.shape)} and "
             f"{tuple(source.shape)}"
         )
+    if can_read(source) and bool(((source < 0) | (target < 0)).any()):
+        raise ValueError("target and source must be 0 or above: they are laws")
     if can_read(source) and bool(((source <= 0) & (target > 0)).any()):
         raise ValueError("source must be positive wherever target is: no weight makes up for none")
     none = source == 0
@@ -74,6 +78,9 @@ def effective_sample_size(weights: Float[Tensor, "*batch n"]) -> Float[Tensor, "
     Returns:
         Between 1 and n.
 
+    Raises:
+        ValueError: If a weight is negative, or all of a row are 0.
+
     References:
         Kish 1965, *Survey Sampling*.
 
@@ -85,6 +92,8 @@ def effective_sample_size(weights: Float[Tensor, "*batch n"]) -> Float[Tensor, "
     """
     check_floating("weights", weights)
     w = wide(weights)
+    if can_read(w) and (bool((w < 0).any()) or bool((w == 0).all(-1).any())):
+        raise ValueError("weights must be 0 or above, and one of them positive")
     return w.sum(-1).square() / w.square().sum(-1)
 
 
@@ -156,7 +165,7 @@ def logit_adjusted_cross_entropy(
         >>> logit_adjusted_cross_entropy(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), prior)
         tensor(3.2373)
     """
-    check_ids("labels", labels, logits.shape[-1])
+    check_labels(logits, labels)
     moved = wide(logits) + tau * _log_prior(wide(logits), prior)
     logs = moved.log_softmax(-1).gather(-1, labels.long()[..., None])[..., 0]
     return _reduced(-logs, reduction)
@@ -197,8 +206,7 @@ def focal_loss(
         tensor(0.1733)
     """
     check_in_range("gamma", gamma, low=0.0, open_high=True)
-    check_floating("logits", logits)
-    check_ids("labels", labels, logits.shape[-1])
+    check_labels(logits, labels)
     logs = wide(logits).log_softmax(-1).gather(-1, labels.long()[..., None])[..., 0]
     return _reduced(-((-torch.expm1(logs)) ** gamma) * logs, reduction)
 
@@ -252,7 +260,7 @@ def effective_number(
         Between 1 and :math:`N`, in float64; 0 for no example.
 
     Raises:
-        ValueError: If beta is out of its domain.
+        ValueError: If beta is out of its domain, or a number is negative.
 
     Numerics:
         By ``expm1`` of :math:`n\log\beta`, so that it is exact for beta near 1.
@@ -268,6 +276,8 @@ def effective_number(
     """
     check_in_range("beta", beta, low=0.0, high=1.0, open_high=True)
     n = counts.double()
+    if can_read(n) and bool((n < 0).any()):
+        raise ValueError(f"counts must be 0 or above, the least is {float(n.min()):g}")
     if beta == 0:
         return (n > 0).double()
     log = torch.log(torch.tensor(beta, dtype=torch.float64)).to(n.device)
@@ -374,7 +384,7 @@ def doremi_step(
         New weights, of sum 1.
 
     Raises:
-        ValueError: If shapes differ, or an argument is out of its domain.
+        ValueError: If shapes differ, an excess is not finite, or an argument is out of its domain.
 
     References:
         Xie et al. 2023, arXiv:2305.10429, algorithm 1, with their step 1 and smoothing 0.001.
@@ -386,6 +396,7 @@ def doremi_step(
         tensor([0.7311, 0.2689])
     """
     check_shape("excess", excess, tuple(weights.shape))
+    check_finite("excess", excess)
     check_in_range("step", step, low=0.0, open_high=True)
     check_in_range("smoothing", smoothing, low=0.0, high=1.0, open_high=True)
     if can_read(weights) and not bool((weights > 0).all()):
@@ -455,7 +466,9 @@ def _log_prior(logits: Tensor, prior: Tensor) -> Tensor:
     check_shape("prior", prior, (logits.shape[-1],))
     if can_read(prior) and not bool((prior > 0).all()):
         raise ValueError("prior must be positive: leave out classes that training never shows")
-    return prior.to(logits).log()
+    # The logarithm first: in half precision a share below 3e-8 is 0.
+    exact = prior.to(torch.promote_types(wide(prior).dtype, logits.dtype))
+    return exact.log().to(logits)
 
 
 def _reduced(losses: Tensor, reduction: str) -> Tensor:

@@ -115,8 +115,9 @@ def choose_bands(threshold: float, *, k: int = 128, recall: float = 0.95) -> Ban
     r"""Choose bands that catch a pair at the threshold with a given probability.
 
     Among all :math:`(b,r)` with :math:`br\le k` and :math:`1-(1-t^r)^b` at least the recall, this
-    is the one with the most rows, so with the fewest false candidates, and then as few bands as
-    needed.
+    is the one with the most rows, and then as few bands as needed: the steepest curve, with the
+    fewest candidates far below the threshold. Just below it another cut may have a few less, if
+    its recall is nearer to the one that is asked for.
 
     Args:
         threshold: Similarity :math:`t` in (0, 1] from which on pairs are to be found.
@@ -311,7 +312,7 @@ def keep_first(
         kept = [other for other in partners.get(item, ()) if of[other] < 0 and other != item]
         if kept:
             of[item] = min(kept, key=rank.__getitem__)
-    return torch.tensor(of, dtype=torch.long)
+    return torch.tensor(of, dtype=torch.long, device=pairs.device)
 
 
 class Duplicates(NamedTuple):

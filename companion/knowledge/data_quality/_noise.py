@@ -96,9 +96,10 @@ def flip_labels(
     """
     _check_noise(noise, noise.shape[-1])
     check_ids("labels", labels, noise.shape[0])
-    upto = noise.double().cumsum(1)[labels.long()]
+    upto = noise.double().cumsum(1)
+    # Rows sum to 1 up to rounding: without this the last class would take the rest, also at 0.
+    upto = (upto / upto[:, -1:])[labels.long()]
     u = rand(*labels.shape, generator=generator, device=labels.device, dtype=torch.float64)
-    # The last class takes what rounding leaves of the unit interval.
     return (upto[..., :-1] <= u[..., None]).sum(-1).to(labels.dtype)
 
 
@@ -237,8 +238,7 @@ def generalized_cross_entropy(
         tensor(0.5492)
     """
     check_in_range("q", q, low=0.0, high=1.0, open_low=True)
-    check_floating("logits", logits)
-    check_ids("labels", labels, logits.shape[-1])
+    check_labels(logits, labels)
     logs = wide(logits).log_softmax(-1).gather(-1, labels.long()[..., None])[..., 0]
     return _reduced(-torch.expm1(q * logs) / q, reduction)
 
@@ -449,4 +449,11 @@ def _check_noise(noise: Tensor, classes: int) -> None:
 def _check_labels(logits: Tensor, labels: Tensor, noise: Tensor) -> None:
     check_floating("logits", logits)
     _check_noise(noise, logits.shape[-1])
+    check_labels(logits, labels)
+
+
+def check_labels(logits: Tensor, labels: Tensor) -> None:
+    """Require one label for each row of logits: other shapes would broadcast, or be cut off."""
+    check_floating("logits", logits)
+    check_shape("labels", labels, tuple(logits.shape[:-1]))
     check_ids("labels", labels, logits.shape[-1])

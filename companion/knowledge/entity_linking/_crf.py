@@ -11,7 +11,8 @@ of the first and the last tag. The probability of a path is :math:`e^{s(x,y)}/Z(
 paths take :math:`n` steps of :math:`K^2` additions.
 
 **Real tokens.** ``real`` says which tokens there are. The others are *dropped*: the chain goes from
-each real token to the next real one, wherever padding stands (behind, in front, or between).
+each real token to the next real one, wherever padding stands (behind, in front, or between). What
+stands there is not looked at, be it NaN.
 
 **What is forbidden** has the score minus infinity, in the transitions, at the start or at the end.
 """
@@ -119,17 +120,18 @@ def _chain(
         if real.dtype != torch.bool:
             raise ValueError(f"real must be boolean, got {real.dtype}: compare it, real != 0")
         lengths = real.sum(1)
+        inside = torch.arange(n, device=real.device) < lengths[:, None]
+        moved = True
         if can_read(real):
             if bool((lengths == 0).any()):
                 row = int((lengths == 0).nonzero()[0])
                 raise ValueError(f"row {row} of real has no token: leave such rows out")
-            behind = torch.arange(n, device=real.device) < lengths[:, None]
-            moved = not torch.equal(behind, real)
-        else:
-            moved = True
+            moved = not torch.equal(inside, real)
         if moved:
             order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
             psi = psi.gather(1, order[..., None].expand_as(psi))
+        # Zeros where no token is: 0 times NaN would reach the gradients of all scores.
+        psi = psi.masked_fill(~inside[..., None], 0.0)
     return _Chain(psi, T, a, b, lengths, order)
 
 
@@ -342,10 +344,12 @@ def _marginals(chain: _Chain) -> tuple[Tensor, Tensor, Tensor]:
                 sums.log_z.to(psi.dtype),
             )
     left, right, log_z = _messages(chain)
-    tags = torch.where(inside[..., None], (left + right - log_z[:, None, None]).exp(), 0.0)
+    # Masked before the exponential: over long padding it would be infinite, and its slope 0 / 0.
+    logs = left + right - log_z[:, None, None]
+    tags = logs.masked_fill(~inside[..., None], NEVER).exp()
     before = left[:, :-1] + psi[:, :-1]
     logs = before[..., :, None] + T + right[:, 1:, None, :] - log_z[:, None, None, None]
-    pairs = torch.where(inside[:, 1:, None, None], logs.exp(), 0.0).sum(1)
+    pairs = logs.masked_fill(~inside[:, 1:, None, None], NEVER).exp().sum(1)
     return tags, pairs, log_z
 
 

@@ -14,6 +14,11 @@ from companion.core import can_read, check_count, check_shape
 __all__ = ["ERNIEFusion", "GatedFusion", "KnowBertLayer", "first_tokens", "span_vectors"]
 
 
+def _check_mask(name: str, mask: Tensor) -> None:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be boolean, got {mask.dtype}: compare it, {name} != 0")
+
+
 def _dropped(vectors: Tensor, present: Tensor) -> Tensor:
     """Zeros, and no gradient, where there is no entity; also if what stands there is no number."""
     return torch.where(present[..., None], vectors, 0.0)
@@ -32,7 +37,7 @@ def first_tokens(
         A vector for each token.
 
     Raises:
-        ValueError: If there are not as many vectors as starts.
+        ValueError: If there are not as many vectors as starts, or these are not boolean.
 
     Book: :doc:`/book/knowledge/entity_linking`
 
@@ -42,6 +47,7 @@ def first_tokens(
                  [3.]]])
     """
     check_shape("starts", starts, (None, None))
+    _check_mask("starts", starts)
     check_shape("vectors", vectors, (None, None))
     if can_read(starts) and int(starts.sum()) != len(vectors):
         raise ValueError(
@@ -97,11 +103,12 @@ class ERNIEFusion(nn.Module):
             New vectors of words, and of entities, which are 0 where there is none.
 
         Raises:
-            ValueError: If shapes do not fit.
+            ValueError: If shapes do not fit, or ``present`` is not boolean.
         """
         check_shape("words", words, (None, None, self.words_in.in_features))
         check_shape("present", present, tuple(words.shape[:2]))
         check_shape("entities", entities, (*present.shape, self.entities_in.in_features))
+        _check_mask("present", present)
         mixed = F.gelu(self.words_in(words) + self.entities_in(_dropped(entities, present)))
         return F.gelu(self.words_out(mixed)), _dropped(F.gelu(self.entities_out(mixed)), present)
 
@@ -146,11 +153,12 @@ class GatedFusion(nn.Module):
             New vectors of words.
 
         Raises:
-            ValueError: If shapes do not fit.
+            ValueError: If shapes do not fit, or ``present`` is not boolean.
         """
         check_shape("words", words, (None, None, self.from_words.in_features))
         check_shape("present", present, tuple(words.shape[:2]))
         check_shape("entities", entities, (*present.shape, self.project.in_features))
+        _check_mask("present", present)
         brought = self.project(_dropped(entities, present))
         gate = torch.sigmoid(self.from_words(words) + self.from_entities(brought))
         return torch.where(present[..., None], gate * words + (1 - gate) * brought, words)
@@ -172,7 +180,7 @@ def span_vectors(
         One vector a span.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or ``spans`` is not boolean.
 
     Book: :doc:`/book/knowledge/entity_linking`
 
@@ -184,6 +192,7 @@ def span_vectors(
     """
     check_shape("spans", spans, (words.shape[0], None, words.shape[1]))
     check_shape("query", query, (words.shape[2],))
+    _check_mask("spans", spans)
     none = ~spans.any(-1, keepdim=True)
     logits = (words @ query)[:, None].expand_as(spans).masked_fill(~spans & ~none, float("-inf"))
     weights = logits.softmax(-1).masked_fill(none, 0.0)
@@ -258,7 +267,7 @@ class KnowBertLayer(nn.Module):
         check_shape("log_prior", log_prior, tuple(candidates.shape[:3]))
         low = self.down(words)
         pooled = span_vectors(low, spans, self.query)
-        exists = log_prior > float("-inf")
+        exists = log_prior != float("-inf")  # a NaN is a fault, and no missing candidate
         vectors = _dropped(candidates, exists)
         fit = torch.einsum("bmd,bmkd->bmk", pooled, vectors)
         pairs = torch.stack([log_prior.masked_fill(~exists, 0.0), fit], -1)

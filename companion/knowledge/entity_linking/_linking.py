@@ -197,7 +197,8 @@ def link_log_probs(
 
     Returns:
         Logarithms; over k choices, or k + 1 with ``nil``. Without ``nil``, a mention without
-        candidates has minus infinity throughout.
+        candidates has minus infinity throughout. A NaN of a mention or of a candidate that exists
+        makes its row NaN.
 
     Raises:
         ValueError: If shapes do not fit, or ``real`` is not boolean.
@@ -220,7 +221,7 @@ def link_log_probs(
         raise ValueError(f"real must be boolean, got {exists.dtype}: compare it, real != 0")
     if log_prior is not None:
         check_shape("log_prior", log_prior, (batch, k))
-        exists = exists & (log_prior > NEVER)
+        exists = exists & (log_prior != NEVER)  # a NaN is a fault, and no missing candidate
     # Zeros where none is: 0 times NaN would reach the gradient of the mention.
     vectors = torch.where(exists[..., None], wide(entities), 0.0)
     score = torch.einsum("bd,bkd->bk", wide(mentions), vectors) * scale
@@ -230,7 +231,7 @@ def link_log_probs(
     if nil is not None:
         other = torch.as_tensor(nil, dtype=score.dtype, device=score.device)
         score = torch.cat([score, other.expand(batch, 1)], 1)
-    none = ~(score > NEVER).any(1, keepdim=True)
+    none = (score == NEVER).all(1, keepdim=True)
     return score.masked_fill(none, 0.0).log_softmax(1).masked_fill(none, NEVER)
 
 
@@ -369,8 +370,8 @@ def coherent_links(
         each alone, and the objective never falls.
 
     Raises:
-        ValueError: If shapes do not fit, a mention has no candidate, or ``exact`` asks for more
-            than ``limit`` choices.
+        ValueError: If shapes do not fit, a mention has no candidate, a score or a vector of one
+            is NaN or infinite, or ``exact`` asks for more than ``limit`` choices.
 
     References:
         Kulkarni et al. 2009, "Collective Annotation of Wikipedia Entities in Web Text",
@@ -390,7 +391,9 @@ def coherent_links(
     check_in_range("weight", weight)
     score, vectors = wide(scores.detach()), wide(entities.detach())
     mentions, k = score.shape
-    vectors = torch.where((score > NEVER)[..., None], vectors, 0.0)
+    vectors = torch.where((score != NEVER)[..., None], vectors, 0.0)
+    check_finite("scores of candidates", score.masked_fill(score == NEVER, 0.0))
+    check_finite("entities of candidates", vectors)
     if can_read(score) and not bool((score > NEVER).any(1).all()):
         raise ValueError("each mention needs a candidate with a finite score")
     # pair[i, a, j, b] is the product of candidate a of i and candidate b of j.

@@ -18,6 +18,7 @@ from companion.core import (
     check_shape,
     wide,
 )
+from companion.transformer.attention._inputs import full_precision
 
 __all__ = ["DualEncoder", "clip_gradient", "clip_loss", "siglip_bias", "siglip_loss"]
 
@@ -59,14 +60,14 @@ def clip_loss(
             no group of processes runs.
 
     Numerics:
-        Scores are formed in float32 or better. In chunks they are computed again for the gradient:
-        four matrix products for the dense loss's three, and no :math:`n \times n` matrix in memory;
-        there is no second derivative. **Across processes** the gradient on each is :math:`W` times
-        its own part, for :math:`W` processes, so that the mean that
-        ``DistributedDataParallel`` takes is the gradient of the whole batch. Without ``across`` a
-        process sees its own negatives only, and the loss is another one. Two equal rows of ``V``
-        are negatives of each other although they should not be: the loss cannot fall below the mean
-        log of the multiplicity.
+        Scores are formed in float32 or better, under autocast as well. In chunks they are computed
+        again for the gradient: four matrix products for the dense loss's three, and no
+        :math:`n \times n` matrix in memory; there is no second derivative. **Across processes** the
+        gradient on each is :math:`W` times its own part, for :math:`W` processes, so that the mean
+        that ``DistributedDataParallel`` takes is the gradient of the whole batch. Without
+        ``across`` a process sees its own negatives only, and the loss is another one. Two equal
+        rows of ``V`` are negatives of each other although they should not be: the loss cannot fall
+        below the mean log of the multiplicity.
 
     References:
         Radford et al. 2021, arXiv:2103.00020, fig. 3. Chunks across processes after Chen et al.
@@ -86,12 +87,14 @@ def clip_loss(
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
     if chunk_size is None and not across:
-        S = s.exp() * (U @ V.T)
+        with full_precision(U):
+            S = s.exp() * (U @ V.T)
         ids = torch.arange(len(U), device=U.device)
         return (F.cross_entropy(S, ids) + F.cross_entropy(S.T, ids)) / 2
-    loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
-        U, V, s, chunk_size or len(U), across
-    )
+    with full_precision(U):
+        loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
+            U, V, s, chunk_size or len(U), across
+        )
     return loss
 
 
@@ -115,7 +118,7 @@ def clip_gradient(
         Gradients in the shapes of the inputs.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or there is one pair only.
 
     References:
         By hand; the formulas stand in the chapter.
@@ -128,10 +131,13 @@ def clip_gradient(
         tensor(-0.2689, dtype=torch.float64)
     """
     U, V, s = _pairs(U, V, log_scale)
-    S = s.exp() * (U @ V.T)
-    G = (S.softmax(1) + S.softmax(0)) / 2 - torch.eye(len(U), device=U.device, dtype=U.dtype)
-    G = G / len(U)
-    return s.exp() * (G @ V), s.exp() * (G.T @ U), (G * S).sum()
+    if len(U) < 2:
+        raise ValueError("one pair has no negative: give at least two")
+    with full_precision(U):
+        S = s.exp() * (U @ V.T)
+        G = (S.softmax(1) + S.softmax(0)) / 2 - torch.eye(len(U), device=U.device, dtype=U.dtype)
+        G = G / len(U)
+        return s.exp() * (G @ V), s.exp() * (G.T @ U), (G * S).sum()
 
 
 def siglip_loss(
@@ -160,12 +166,12 @@ def siglip_loss(
         The loss, a scalar.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or the batch is empty.
 
     Numerics:
-        Computed by ``logsigmoid`` in float32 or better. In chunks each is computed again for its
-        gradient. :math:`\sigma(e^s u \cdot v + b)` is a score of a single pair, which a softmax
-        over a batch is not.
+        Computed by ``logsigmoid`` in float32 or better, under autocast as well. In chunks each is
+        computed again for its gradient. :math:`\sigma(e^s u \cdot v + b)` is a score of a single
+        pair, which a softmax over a batch is not.
 
     References:
         Zhai et al. 2023, arXiv:2303.15343, algorithm 1.
@@ -180,6 +186,8 @@ def siglip_loss(
     U, V, s = _pairs(U, V, log_scale)
     b = torch.as_tensor(bias, device=U.device, dtype=U.dtype)
     check_shape("bias", b, ())
+    if not len(U):
+        raise ValueError("the batch is empty: give one pair at least")
     if chunk_size is None:
         return _yes_no(U, V, s, b, 0) / len(U)
     check_count("chunk_size", chunk_size)
@@ -191,7 +199,8 @@ def siglip_loss(
 
 
 def _yes_no(U: Tensor, V: Tensor, s: Tensor, b: Tensor, first: int) -> Tensor:
-    scores = s.exp() * (U @ V.T) + b
+    with full_precision(U):
+        scores = s.exp() * (U @ V.T) + b
     own = scores.diagonal(first)
     # ln sigma(-x) = ln sigma(x) - x
     return -F.logsigmoid(-scores).sum() - own.sum()
@@ -288,7 +297,7 @@ class DualEncoder(nn.Module):
         Returns:
             Vectors of length 1. A zero vector stays zero.
         """
-        return F.normalize(x @ self.first, dim=-1), F.normalize(y @ self.second, dim=-1)
+        return unit(x @ self.first), unit(y @ self.second)
 
     @torch.no_grad()
     def limit_(self, scale: float = 100.0) -> None:
@@ -305,6 +314,11 @@ class DualEncoder(nn.Module):
         """
         check_in_range("scale", scale, low=0.0, open_low=True)
         self.log_scale.clamp_(max=math.log(scale))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1. In half precision their lengths could pass 65,504, or be 0 / 0."""
+    return F.normalize(wide(x), dim=-1).to(x.dtype)
 
 
 def _drawn(rows: int, columns: int, generator: torch.Generator) -> Tensor:
@@ -367,6 +381,11 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        with full_precision(grads[0]):
+            return _Chunked.slopes(ctx, grads[0])
+
+    @staticmethod
+    def slopes(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         U, everyone, s, row_lse, columns = ctx.saved_tensors
         chunk_size, first, world = ctx.sizes
         n, scale = len(U), s.exp()
@@ -389,7 +408,7 @@ class _Chunked(torch.autograd.Function):
             dist.all_reduce(dV)
             dV = dV[first : first + n]
         # The mean over processes divides by their number, and so does the loss.
-        factor = grads[0] * world / (n * world)
+        factor = grad * world / (n * world)
         return factor * dU, factor * dV, factor * ds, None, None
 
 

@@ -13,6 +13,7 @@ from companion.core import (
     check_count,
     check_floating,
     check_ids,
+    check_in_range,
     check_several,
     check_shape,
     wide,
@@ -58,7 +59,7 @@ def ctc_greedy(log_p: Float[Tensor, "frames vocab"], *, blank: int = 0) -> list[
         The labels of the best path.
 
     Raises:
-        ValueError: If the shape does not fit.
+        ValueError: If the shape does not fit, the blank is no label, or a score is NaN.
 
     Book: :doc:`/book/knowledge/multimodal`
 
@@ -67,6 +68,9 @@ def ctc_greedy(log_p: Float[Tensor, "frames vocab"], *, blank: int = 0) -> list[
         [1, 1]
     """
     check_shape("log_p", log_p, (None, None))
+    check_in_range("blank", blank, low=0, high=log_p.shape[1] - 1)
+    if can_read(log_p) and bool(log_p.isnan().any()):
+        raise ValueError("log_p must be numbers: look for the NaN where it is made")
     path: list[int] = log_p.argmax(-1).tolist()
     return collapse(path, blank=blank)
 

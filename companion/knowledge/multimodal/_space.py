@@ -14,6 +14,7 @@ from companion.core import (
     check_shape,
     wide,
 )
+from companion.knowledge.multimodal._contrastive import unit
 
 __all__ = [
     "ensemble",
@@ -55,7 +56,7 @@ def ensemble(vectors: Float[Tensor, "prompts *classes dim"]) -> Float[Tensor, "*
     """
     if vectors.ndim < 2 or not len(vectors):
         raise ValueError(f"give one description at least, got shape {tuple(vectors.shape)}")
-    return F.normalize(F.normalize(vectors, dim=-1).mean(0), dim=-1)
+    return unit(unit(vectors).mean(0))
 
 
 def zero_shot(
@@ -86,7 +87,7 @@ def zero_shot(
     check_shape("classes", classes, (None, U.shape[1]))
     check_count("classes", len(classes))
     # The length of a row of U changes no order.
-    return (U @ F.normalize(classes, dim=-1).T).argmax(-1)
+    return (U @ unit(classes).T).argmax(-1)
 
 
 def recall_at(
@@ -143,7 +144,7 @@ def modality_gap(U: Float[Tensor, "n dim"], V: Float[Tensor, "m dim"]) -> Float[
         The vector.
 
     Raises:
-        ValueError: If the widths differ.
+        ValueError: If the widths differ, or a modality has no vector.
 
     References:
         Liang et al. 2022, arXiv:2203.02053.
@@ -156,7 +157,9 @@ def modality_gap(U: Float[Tensor, "n dim"], V: Float[Tensor, "m dim"]) -> Float[
     """
     check_shape("U", U, (None, None))
     check_shape("V", V, (None, U.shape[1]))
-    return F.normalize(U, dim=-1).mean(0) - F.normalize(V, dim=-1).mean(0)
+    check_count("rows of U", len(U))
+    check_count("rows of V", len(V))
+    return unit(U).mean(0) - unit(V).mean(0)
 
 
 def shift_gap(
@@ -177,7 +180,7 @@ def shift_gap(
         Both, moved.
 
     Raises:
-        ValueError: If the widths differ, or the ratio is not finite.
+        ValueError: If the widths differ, a modality has no vector, or the ratio is not finite.
 
     References:
         Liang et al. 2022, arXiv:2203.02053.
@@ -191,8 +194,7 @@ def shift_gap(
     """
     check_in_range("ratio", ratio, low=-float("inf"), open_low=True, open_high=True)
     half = ratio / 2 * modality_gap(U, V)
-    U, V = F.normalize(U, dim=-1), F.normalize(V, dim=-1)
-    return F.normalize(U - half, dim=-1), F.normalize(V + half, dim=-1)
+    return unit(unit(U) - half), unit(unit(V) + half)
 
 
 def itm_negatives(

@@ -108,7 +108,7 @@ def evaluating(model: Model) -> Iterator[None]:
 
 def surprise(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each example, in nats."""
-    return F.cross_entropy(logits, labels, reduction="none")  # fused
+    return F.cross_entropy(logits, labels.long(), reduction="none")  # fused
 
 
 def check_request(x: Tensor, y: Tensor, bounds: Bounds) -> None:
@@ -250,7 +250,9 @@ def pgd(
 
     Numerics:
         One pass forward and backward a step; one more forward to compare restarts or to keep the
-        worst point.
+        worst point. For the largest size, :math:`\Pi` is the nearest point of the ball within the
+        bounds. For the other norms it is the nearest of the ball, cut to the bounds: allowed, and
+        not always the nearest that is.
 
     References:
         Madry et al. 2018, arXiv:1706.06083, sec. 2.1.

@@ -70,15 +70,16 @@ def mixup(
     Args:
         x: Examples, or features of texts.
         y: Labels.
-        alpha: :math:`\alpha`, 0 or above. With 0, :math:`\lambda=1`, and the examples stay, bit for
-            bit.
+        alpha: :math:`\alpha`, 0 or above and finite. With 0, :math:`\lambda=1`, and the examples
+            stay, bit for bit.
         generator: The source of randomness.
 
     Returns:
         Mixtures, and both labels.
 
     Raises:
-        ValueError: If the examples are not floating, alpha is negative, or labels do not fit.
+        ValueError: If the examples are not floating, alpha is negative or not finite, or labels do
+            not fit.
 
     References:
         Zhang et al. 2018, arXiv:1710.09412, eq. 1.
@@ -92,7 +93,7 @@ def mixup(
         (3.0, True)
     """
     check_floating("x", x)
-    check_in_range("alpha", alpha, low=0.0)
+    check_in_range("alpha", alpha, low=0.0, open_high=True)
     if y.shape != x.shape[:1]:
         raise ValueError(
             f"y must have one label for each of {len(x)} examples, got {tuple(y.shape)}"

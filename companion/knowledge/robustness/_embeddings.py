@@ -241,6 +241,10 @@ def vat_direction(
         ValueError: If a number is out of its range, or the model gives other values at a second
             call.
 
+    Numerics:
+        The divergence at the offset is of the order :math:`\xi^2`. In half precision it is lost in
+        rounding, and so may be the offset itself: give float32, or a larger :math:`\xi`.
+
     References:
         Miyato et al. 2019, arXiv:1704.03976, sec. 3.3.
 

@@ -198,7 +198,8 @@ def flip_text(
         tries: How many exchanges the model is asked about at each step.
         cosine: Least cosine between embeddings of old and new word. It keeps words near in form
             or use; it does not keep the meaning: antonyms are near.
-        words: Tokens that may come in; by default :func:`whole_words`.
+        words: Tokens that may come in; by default :func:`whole_words`. Which words may go does not
+            depend on it.
 
     Returns:
         The changed text, and whether it succeeds. A text that is answered wrongly from the start
@@ -211,10 +212,11 @@ def flip_text(
     """
     check_count("flips", flips)
     check_count("tries", tries)
-    allowed = whole_words(encoder) if words is None else words
+    whole = whole_words(encoder)
     model, tokenizer = encoder.model, encoder.tokenizer
     table = model.tokens.weight.detach()
-    allowed = allowed.to(table.device)
+    whole = whole.to(table.device)
+    allowed = whole if words is None else words.to(table.device)
     target = torch.tensor([label], device=table.device)
 
     def logits(embeddings: Tensor) -> Tensor:
@@ -239,7 +241,7 @@ def flip_text(
                 ids,
                 table,
                 k=tries,
-                places=_single(ids, allowed, encoder),
+                places=_single(ids, whole, encoder),
                 words=allowed,
                 cosine=cosine,
             )
@@ -269,10 +271,10 @@ def flip_text(
         )
 
 
-def _single(ids: Tensor, allowed: Tensor, encoder: TextEncoder) -> Tensor:
+def _single(ids: Tensor, whole: Tensor, encoder: TextEncoder) -> Tensor:
     """Where a whole word of one piece stands: not followed by a piece that continues it."""
     tokenizer = encoder.tokenizer
     assert tokenizer is not None
     names = [tokenizer.id_to_token(number) or "" for number in ids.tolist()]
     follows = [name.startswith("##") for name in names[1:]] + [False]
-    return allowed[ids] & ~torch.tensor(follows, device=ids.device)
+    return whole[ids] & ~torch.tensor(follows, device=ids.device)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.core import check_floating, check_in_range, rand, randn
+from companion.core import check_floating, check_in_range, rand, randn, wide
 
 __all__ = ["NORMS", "dual_norm", "project", "random_in_ball", "steepest"]
 
@@ -141,10 +141,15 @@ def project(
         norm: :math:`p`: 1, 2 or infinity.
 
     Returns:
-        Changes inside of the ball; what is inside already stays as it is, bit for bit.
+        Changes inside of the ball, up to rounding; what is inside already stays as it is, bit for
+        bit.
 
     Raises:
         ValueError: If the radius is negative, the norm another, or there is no axis of examples.
+
+    Numerics:
+        Sums are taken in float32 at least: in bfloat16 a running sum of ones stops at 256, and a
+        change of many entries would be left far outside of the ball.
 
     References:
         Duchi et al. 2008, doi:10.1145/1390156.1390191, fig. 1, for the sum of sizes.
@@ -160,19 +165,20 @@ def project(
     check_examples("delta", delta)
     if norm == math.inf:
         return delta.clamp(-eps, eps)
-    size = sizes(delta, norm)
+    held = wide(delta)
+    size = sizes(held, norm)
     outside = _column(size > eps, delta)
     if norm == 2:
-        shorter = delta * _column(eps / torch.where(size > 0, size, 1.0), delta)
-        return torch.where(outside, shorter, delta)
-    flat = delta.flatten(1)
+        shorter = held * _column(eps / torch.where(size > 0, size, 1.0), delta)
+        return torch.where(outside, shorter.to(delta.dtype), delta)
+    flat = held.flatten(1)
     ordered = flat.abs().sort(dim=1, descending=True).values
-    count = torch.arange(1, flat.shape[1] + 1, device=delta.device, dtype=delta.dtype)
+    count = torch.arange(1, flat.shape[1] + 1, device=delta.device, dtype=held.dtype)
     excess = (ordered.cumsum(1) - eps) / count
     kept = (ordered > excess).sum(1, keepdim=True).clamp_min(1)
     cut = excess.gather(1, kept - 1)
     nearer = flat.sign() * (flat.abs() - cut).clamp_min(0)
-    return torch.where(outside, nearer.view(delta.shape), delta)
+    return torch.where(outside, nearer.view(delta.shape).to(delta.dtype), delta)
 
 
 def random_in_ball(

@@ -19,6 +19,7 @@ from companion.core import (
     check_in_range,
     check_same_shape,
     check_shape,
+    wide,
 )
 
 __all__ = [
@@ -199,11 +200,14 @@ def group_means(
         groups: Number of groups.
 
     Returns:
-        Means, and which groups are there. A group that is not has the mean 0 and no gradient, not
-        NaN.
+        Means, in the dtype of the losses, and which groups are there. A group that is not has the
+        mean 0 and no gradient, not NaN.
 
     Raises:
         ValueError: If shapes differ, or a group is out of range.
+
+    Numerics:
+        Losses and counts are summed in float32 at least: in bfloat16 a count stops at 256.
 
     Book: :doc:`/book/knowledge/robustness`
 
@@ -214,10 +218,11 @@ def group_means(
     check_count("groups", groups)
     check_same_shape("losses", losses, "group", group)
     check_ids("group", group, size=groups)
-    counts = torch.zeros(groups, dtype=losses.dtype, device=losses.device)
-    counts = counts.index_add(0, group, torch.ones_like(losses))
-    sums = torch.zeros_like(counts).index_add(0, group, losses)
-    return GroupMeans(sums / counts.clamp_min(1), counts > 0)
+    held = wide(losses)
+    counts = torch.zeros(groups, dtype=held.dtype, device=held.device)
+    counts = counts.index_add(0, group, torch.ones_like(held))
+    sums = torch.zeros_like(counts).index_add(0, group, held)
+    return GroupMeans((sums / counts.clamp_min(1)).to(losses.dtype), counts > 0)
 
 
 def group_weights(

@@ -136,7 +136,8 @@ def smooth_votes(
         generator: The source of randomness.
 
     Returns:
-        Votes, int64; each row sums to ``samples``.
+        Votes, int64; each row sums to ``samples``. A draw with a logit that is not a number votes
+        for no class, and its row sums to less.
 
     Raises:
         ValueError: If a number is out of its range, or there is no example.
@@ -166,7 +167,8 @@ def smooth_votes(
                     count, *example.shape, generator=generator, device=x.device, dtype=x.dtype
                 )
                 logits = model(example + sigma * noise)
-                picked = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).sum(0)
+                picked = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1])
+                picked = (picked * ~logits.isnan().any(-1, keepdim=True)).sum(0)
                 counts = picked if counts is None else counts + picked
             assert counts is not None
             votes.append(counts)

@@ -89,7 +89,7 @@ def direct_bias(
         power: :math:`c > 0`: how strictly small values are judged.
 
     Returns:
-        A number in [0, 1].
+        A number in [0, 1]; NaN if a vector has length 0.
 
     Raises:
         ValueError: If the dimensions differ, there is no word, or the power is not above 0.
@@ -113,6 +113,20 @@ def direct_bias(
     held, g = wide(words), wide(direction)
     made: Tensor = ((held @ g).abs() / (held.norm(dim=1) * g.norm())).pow(power).mean()
     return made
+
+
+def _check_orthonormal(directions: Tensor) -> None:
+    """Require rows of length 1 that are orthogonal, up to the rounding of their dtype."""
+    if not can_read(directions):
+        return
+    held = wide(directions.detach())
+    off = held @ held.mT - torch.eye(len(held), dtype=held.dtype)
+    far = float(off.abs().amax())
+    if not far <= max(1e-3, 16 * torch.finfo(directions.dtype).eps):
+        raise ValueError(
+            "directions must be orthonormal rows, and their inner products are off by "
+            f"{far:.2g}: take those of bias_directions, or divide a single one by its length"
+        )
 
 
 def neutralize(
@@ -139,7 +153,8 @@ def neutralize(
         in the coarser dtype of the two: rounding errors have a direction too.
 
     Raises:
-        ValueError: If the dimensions differ.
+        ValueError: If the dimensions differ, or the directions are not orthonormal (looked at on
+            the CPU).
 
     References:
         Bolukbasi et al. 2016, arXiv:1607.06520, eq. 1.
@@ -153,6 +168,7 @@ def neutralize(
     check_floating("words", words)
     check_floating("directions", directions)
     check_shape("directions", directions, (None, words.shape[-1]))
+    _check_orthonormal(directions)
     held = wide(words)
     g = directions.to(held)
     left = held - (held @ g.mT) @ g
@@ -187,7 +203,8 @@ def equalize(
         there is nothing to tell them apart by, and the set is NaN.
 
     Raises:
-        ValueError: If the dimensions differ, or sets have fewer than two members.
+        ValueError: If the dimensions differ, sets have fewer than two members, or the directions
+            are not orthonormal (looked at on the CPU).
 
     Numerics:
         :math:`1-\lVert\nu\rVert^2` is clipped at 0, where roundings would make it negative. A
@@ -211,6 +228,7 @@ def equalize(
     check_shape("directions", directions, (None, pairs.shape[2]))
     if pairs.shape[1] < 2:
         raise ValueError("a set to equalize needs two members or more")
+    _check_orthonormal(directions)
     held = wide(pairs)
     g = directions.to(held)
     along = (held @ g.mT) @ g
@@ -248,7 +266,8 @@ def hard_debias(
 
     Raises:
         ValueError: If shapes do not fit, ``keep`` is not Boolean, a pair names a row that is not
-            there, or a word stands in two different pairs: it could be equalized in one alone.
+            there, a word stands in two different pairs (it could be equalized in one alone), or
+            the directions are not orthonormal.
 
     References:
         Bolukbasi et al. 2016, arXiv:1607.06520.

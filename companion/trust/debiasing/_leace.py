@@ -214,7 +214,9 @@ class ErasureFitter:
             solved = held
         # Squared canonical correlations, whatever the units of the concept.
         square, turn = torch.linalg.eigh((solved.mT @ held + held.mT @ solved) / 2)
-        size = 1.0 if method == "leace" else float(square.amax(0, keepdim=True).clamp(min=1e-300))
+        size = 1.0
+        if method == "orthogonal" and len(square):  # none where the concept does not vary
+            size = max(float(square[-1]), 1e-300)
         kept = square > (100 * self._eps) ** 2 * size
         turn, root = turn[:, kept].flip(1), square[kept].flip(0).sqrt()
         right = (solved * (units[:, None] if method == "leace" else units)) @ turn / root

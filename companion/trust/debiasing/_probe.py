@@ -221,7 +221,8 @@ class NullProjection:
     Attributes:
         directions: :math:`Q`, orthonormal rows.
         accuracy: Balanced accuracy, on the vectors it was fitted to, of the probe of each round,
-            before its direction was removed; the last one is that of the probe that ended it.
+            before its direction was removed. If a probe near chance ended it, the last one is
+            that of this probe, which removed nothing.
 
     Book: :doc:`/book/trust/debiasing`
     """

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Integer
 from torch import Tensor, nn
 
 from companion.core import Seen, check_count, check_several, check_shape, site_names, watch
+from companion.knowledge.robustness import evaluating
 from companion.trust.debiasing._eraser import Eraser
 from companion.trust.debiasing._leace import ErasureFitter, Method
 
@@ -77,8 +78,8 @@ def scrub(
     Tokens are rows, with the concept of their text or their own.
 
     Args:
-        model: A model with sites that takes ``ids`` and ``real``: an encoder or a decoder, in
-            evaluation mode.
+        model: A model with sites that takes ``ids`` and ``real``: an encoder or a decoder. It is
+            read in evaluation mode, so that dropout does not blur the fit, and left in its own.
         batches: What it reads.
         sites: Names, with ``*`` for any characters, such as ``"blocks.*.stream"``.
         classes: How many classes the concept has.
@@ -93,7 +94,8 @@ def scrub(
         The erasers. Use them as ``with scrub(...).applied(model): ...``.
 
     Raises:
-        ValueError: If there is no batch, no site has a name, or shapes do not fit.
+        ValueError: If there is no batch, no site has a name, shapes do not fit, or a mask is not
+            Boolean: whole numbers would pick rows by their index.
 
     References:
         Belrose et al. 2023, arXiv:2306.03819, section 6: *concept scrubbing*.
@@ -112,6 +114,9 @@ def scrub(
         for batch in batches:
             real = batch.real
             check_shape("real", real, tuple(batch.ids.shape))
+            for name, mask in (("real", real), ("rows", batch.rows)):
+                if mask is not None and mask.dtype != torch.bool:
+                    raise ValueError(f"{name} must be Boolean, got {mask.dtype}: use == or .bool()")
             concept = batch.concept
             if concept.ndim == 1:
                 check_shape("concept", concept, (len(batch.ids),))
@@ -119,7 +124,8 @@ def scrub(
             check_shape("concept", concept, tuple(batch.ids.shape))
             if batch.rows is not None:
                 check_shape("rows", batch.rows, tuple(batch.ids.shape))
-            with torch.no_grad(), watch(model, replace=erasers, read=group) as seen:
+            watched = watch(model, replace=erasers, read=group)
+            with evaluating(model), torch.no_grad(), watched as seen:
                 model(batch.ids, real=real)
             chosen = real if batch.rows is None else batch.rows & real
             for name in group:

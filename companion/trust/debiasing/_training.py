@@ -229,8 +229,8 @@ def project_gradient(
         strength: :math:`\alpha`, 0 or more.
 
     Returns:
-        The direction to descend. Its product with h is :math:`-\alpha\lVert h\rVert^2`, so a small
-        step never lowers the adversary's loss. Where h is 0, that is g.
+        The direction to descend. Its product with h is :math:`-\alpha\lVert h\rVert^2`, so to
+        first order a step does not lower the adversary's loss. Where h is 0, that is g.
 
     Raises:
         ValueError: If the shapes differ, or the strength is below 0.
