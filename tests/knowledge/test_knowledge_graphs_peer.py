@@ -192,12 +192,16 @@ def test_the_run_trains_in_both_libraries_and_both_evaluators_agree(scripts: Any
     asked = ("--graphs", "nations", "--seeds", "1", "--epochs", "2", "--dim", "8")
     results = scripts.run("knowledge_graphs_pykeen", *asked).results
     assert set(results["chosen"]["nations"]) == {"TransE", "DistMult", "ComplEx", "RotatE"}
-    assert [(row["model"], row["arm"]) for row in results["trained"][:3]] == [
+    assert [(row["model"], row["arm"]) for row in results["trained"][:7]] == [
         ("TransE", "ours"),
         ("TransE", "pykeen"),
         ("TransE", "from our start"),
+        ("DistMult", "ours"),
+        ("DistMult", "pykeen"),
+        ("DistMult", "no penalty"),
+        ("DistMult", "from our start"),
     ]
-    assert len(results["trained"]) == 12
+    assert len(results["trained"]) == 14
     for row in results["trained"]:
         assert row["mrr"] == pytest.approx(row["by_pykeen"], abs=1e-6)
 
@@ -215,5 +219,12 @@ def test_the_start_of_ours_is_where_pykeen_starts(scripts: Any) -> None:
         before = ours.entity.detach().clone()
         script.fit_theirs(graph, theirs, epochs=1)
         assert torch.equal(ours.entity, before)  # which is not what PyKEEN then trains
+        terms = []
+        for how in ({}, {"penalty": False}, {"start": ours}):
+            model = script.their_model(graph, kind, dim=10, margin=1.0, seed=0, **how)
+            model.score_hrt(graph.test)
+            terms.append(float(torch.as_tensor(model.collect_regularization_term()).detach()))
+        assert (terms[0] > 0) == (kind in script.PENALIZED)
+        assert terms[1] == terms[2] == 0
         other = script.their_model(graph, kind, dim=10, margin=1.0, seed=0)
         assert not torch.allclose(other.score_hrt(graph.test)[:, 0], want, atol=1e-2)
