@@ -14,6 +14,7 @@ import gc
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,26 @@ def their_model(
     return model
 
 
+def corrupt_halves(
+    facts: Tensor, *, entities: int, count: int, generator: torch.Generator
+) -> Tensor:
+    """Wrong facts as PyKEEN makes them: heads for one half of the batch, tails for the other."""
+    wrong = facts[:, None].repeat(1, count, 1)
+    shift = torch.randint(1, entities, wrong.shape[:2], generator=generator)
+    half = (len(facts) + 1) // 2
+    wrong[:half, :, 0] = (wrong[:half, :, 0] + shift[:half]) % entities
+    wrong[half:, :, 2] = (wrong[half:, :, 2] + shift[half:]) % entities
+    return wrong
+
+
 def fit_ours(
-    graph: Graph, model: LinkModel, *, margin: float, epochs: int, g: torch.Generator
+    graph: Graph,
+    model: LinkModel,
+    *,
+    margin: float,
+    epochs: int,
+    g: torch.Generator,
+    corrupt: Callable[..., Tensor] = corrupt_facts,
 ) -> None:
     """Train our model."""
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
@@ -178,7 +197,7 @@ def fit_ours(
         for rows in torch.randperm(len(graph.train), generator=g).split(BATCH):
             facts = graph.train[rows]
             entities = graph.sizes["entities"]
-            wrong = corrupt_facts(facts, entities=entities, count=WRONG, generator=g)
+            wrong = corrupt(facts, entities=entities, count=WRONG, generator=g)
             loss = self_adversarial_loss(
                 model(facts), model(wrong), margin=margin, temperature=TEMPERATURE
             )
@@ -230,8 +249,9 @@ def fit(
     """Train one model; return it as each evaluator asks it."""
     g = generator(seed)
     model = our_model(graph, kind, dim=dim, g=g)
-    if arm == "ours":
-        fit_ours(graph, model, margin=margin, epochs=epochs, g=g)
+    if arm in ("ours", "in halves"):
+        corrupt = corrupt_facts if arm == "ours" else corrupt_halves
+        fit_ours(graph, model, margin=margin, epochs=epochs, g=g, corrupt=corrupt)
         return model, AsTheirs(graph, model)
     settings = {
         "pykeen": {},

@@ -202,11 +202,17 @@ def test_the_run_trains_in_both_libraries_and_both_evaluators_agree(scripts: Any
         assert row["mrr"] == pytest.approx(row["by_pykeen"], abs=1e-6)
 
 
-def test_the_run_without_penalties_takes_the_settings_of_the_other_one(scripts: Any) -> None:
+def test_the_further_arms_take_the_settings_of_the_other_run(scripts: Any) -> None:
     asked = ("--graphs", "nations", "--seeds", "1", "--epochs", "2")
-    results = scripts.run("knowledge_graphs_penalty", *asked).results
+    results = scripts.run("knowledge_graphs_arms", *asked).results
     assert results["dim"] == stored_run("knowledge_graphs_pykeen").results["dim"]
-    assert [row["model"] for row in results["trained"]] == ["DistMult", "ComplEx"]
+    assert [(row["model"], row["arm"]) for row in results["trained"]] == [
+        ("DistMult", "no penalty"),
+        ("ComplEx", "no penalty"),
+        ("TransE", "in halves"),
+        ("DistMult", "in halves"),
+        ("ComplEx", "in halves"),
+    ]
     for row in results["trained"]:
         assert row["mrr"] == pytest.approx(row["by_pykeen"], abs=1e-6)
 
@@ -252,3 +258,20 @@ def test_what_pykeen_is_given_as_a_start_is_lost_at_the_next_reset_unless_copied
         assert torch.equal(table.weight.detach(), want)
         model.reset_parameters_()
         assert torch.equal(table.weight.detach(), want) == kept
+
+
+def test_pykeen_corrupts_heads_in_one_half_and_tails_in_the_other(scripts: Any) -> None:
+    from pykeen.sampling import BasicNegativeSampler
+
+    script = scripts.load("knowledge_graphs_pykeen")
+    facts = script.Graph("nations").train[:31]
+    sampler = BasicNegativeSampler(mapped_triples=facts, num_entities=14, num_negs_per_pos=8)
+    g = torch.Generator().manual_seed(0)
+    ours = script.corrupt_halves(facts, entities=14, count=8, generator=g)
+    for wrong in (sampler.corrupt_batch(facts), ours):
+        changed = (wrong != facts[:, None]).long()
+        assert bool((changed.sum(-1) == 1).all())
+        assert bool((changed[:15, :, 0] == 1).all())
+        assert bool((changed[16:, :, 2] == 1).all())
+    coin = corrupt_facts(facts, entities=14, count=8, generator=g)
+    assert bool((coin[:15, :, 0] == facts[:15, None, 0]).any())
