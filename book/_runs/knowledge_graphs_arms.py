@@ -7,7 +7,6 @@ other. Margins, width, epochs and the number of seeds are those of the stored ru
 """
 
 import argparse
-import gc
 import sys
 import time
 from pathlib import Path
@@ -36,7 +35,6 @@ def main(argv: list[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     begin = time.perf_counter()
     torch.set_num_threads(1)
-    gc.freeze()  # as there
     trained: list[dict[str, Any]] = []
     for name in asked.graphs:
         graph = Graph(name)

@@ -218,11 +218,13 @@ def fit_theirs(graph: Graph, model: peer.ERModel, *, epochs: int) -> None:
         negative_sampler_kwargs={"num_negs_per_pos": WRONG},
         automatic_memory_optimization=False,
     )
+    gc.freeze()  # PyKEEN collects garbage after each epoch: not among all that is imported
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Training instances are always", DeprecationWarning)
         loop.train(
             graph.factory, num_epochs=epochs, batch_size=BATCH, use_tqdm=False, pin_memory=False
         )
+    gc.unfreeze()
 
 
 def mrr_by_ours(graph: Graph, model: Scorer, facts: Tensor, *others: Tensor) -> float:
@@ -287,7 +289,6 @@ def main(argv: list[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     begin = time.perf_counter()
     torch.set_num_threads(1)
-    gc.freeze()  # PyKEEN collects garbage after each epoch: not among all that is imported
     how = {"dim": asked.dim, "epochs": asked.epochs}
     results: dict[str, Any] = {
         **how,
