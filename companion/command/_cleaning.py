@@ -146,7 +146,10 @@ def clean_folder(
         folder: Where they are.
         out: Receives ``documents/``, ``report.jsonl`` and ``summary.json``.
         settings: What decides; by default that of :class:`Settings`.
-        map: A function like the built-in ``map``, which keeps the order.
+        map: A function like the built-in ``map``, which keeps the order: that of a pool of
+            processes, or of a cluster whose workers find both folders under the same paths. Under
+            Dask that is ``client.get_executor(pure=False).map``: tasks write files, so none may
+            be taken for one that was done before.
         note: Is told of the progress.
 
     Returns:

@@ -9,12 +9,15 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 
 from companion import data
 from companion.command import _cleaning as cleaning
 from companion.command import main
 from companion.command._cleaning import Settings, clean_folder
+from companion.knowledge.data_quality import near_duplicates
 
 RULES = ("gopher_quality",)
 
@@ -129,6 +132,36 @@ def test_the_stages_run_under_any_map_of_processes(folder, tmp_path) -> None:
         together = clean_folder(folder, tmp_path / "two", settings=settings, map=pool.map)
     assert alone == together
     assert everything(tmp_path / "one") == everything(tmp_path / "two")
+
+
+def test_two_workers_of_a_dask_cluster_leave_what_one_process_leaves(
+    folder, passages, tmp_path, monkeypatch
+) -> None:
+    scratch = tmp_path / "dask"
+    monkeypatch.setenv("DASK_CONFIG", str(scratch))  # not the settings of whoever runs the test
+    from distributed import Client
+
+    texts = [*passages[:20], passages[5], passages[3].replace("the", "that", 1)]
+    settings = Settings(rules=RULES, shard_bytes=4000)
+    alone = clean_folder(folder, tmp_path / "one", settings=settings)
+    found = near_duplicates(texts)
+    here = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with Client(**here, local_directory=str(scratch)) as client:
+        workers = client.run(os.getpid)
+        executor = client.get_executor(pure=False)
+        together = clean_folder(folder, tmp_path / "two", settings=settings, map=executor.map)
+        spread = near_duplicates(texts, map=executor.map)
+        # A worker that was given nothing to do has not imported what is done.
+        used = client.run(lambda: "companion.command._cleaning" in sys.modules)
+    assert len(used) == len(set(workers.values()) - {os.getpid()}) == 2
+    assert all(used.values())
+    assert alone == together
+    assert len(told(tmp_path / "two")) == 5
+    assert everything(tmp_path / "one") == everything(tmp_path / "two")
+    assert (found.of >= 0).nonzero()[:, 0].tolist() == [20, 21]
+    for one, other in zip(found, spread, strict=True):
+        assert torch.equal(one, other)
+    assert not any(psutil.pid_exists(process) for process in workers.values())
 
 
 @pytest.mark.parametrize("stage", ["_measure", "_judge", "_write", "_finish"])

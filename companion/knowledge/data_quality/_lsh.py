@@ -355,8 +355,8 @@ def near_duplicates(
         verify: Whether candidates are compared exactly. Otherwise their signatures decide.
         seed: Of the hash functions.
         map: A function like the built-in ``map`` that hashes the texts: that of a
-            ``concurrent.futures`` executor, or of another pool of processes or machines. It must
-            keep the order, and everything passed to it can be pickled.
+            ``concurrent.futures`` executor, or of a cluster, as ``client.get_executor().map`` of
+            a Dask client. It must keep the order, and everything passed to it can be pickled.
 
     Returns:
         What is kept, and the pairs at or above the threshold among the candidates. A pair at
