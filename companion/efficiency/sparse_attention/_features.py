@@ -177,12 +177,13 @@ def favor_attention(
     with full_precision(q):
         z_q, z_k = q @ omega.to(q.dtype).mT, k @ omega.to(k.dtype).mT
     half = k.square().sum(-1, keepdim=True) / 2
+    # In place, as the tables of features are the largest tensors here.
     if z_q.numel():
-        z_q = z_q - z_q.detach().amax(-1, keepdim=True)
+        z_q.sub_(z_q.detach().amax(-1, keepdim=True))
     if z_k.numel():
         largest = z_k.detach().amax(-1, keepdim=True) - half.detach()
         half = half + _largest_of_all(largest, real)
-    phi_q, phi_k = z_q.exp(), (z_k - half).exp()
+    phi_q, phi_k = z_q.exp_(), z_k.sub_(half).exp_()
     O = linear_attention(phi_q, phi_k, wide(V), causal=causal, chunk=chunk)  # noqa: E741
     return O.to(V.dtype)
 
