@@ -3,8 +3,12 @@
 import os
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from benchmarks._pair import Side
+from companion import data
+from companion.models import smollm2
 from companion.transformer.block import Decoder, Rope, TransformerConfig
 
 NEEDS = ["transformers"]
@@ -65,3 +69,36 @@ def llama_weights(model: Decoder) -> dict[str, Tensor]:
         }
     named["model.norm.weight"] = model.final_norm.weight
     return {name: tensor.detach() for name, tensor in named.items()}
+
+
+def prompt(device: torch.device) -> Tensor:
+    """What SmolLM2 is given to go on from, (1, n)."""
+    ids = data.smollm2().tokenizer.encode("The history of Paris begins").ids
+    return torch.tensor([ids], device=device)
+
+
+def their_smollm2(device: torch.device) -> Any:
+    """SmolLM2 in their class."""
+    ours = smollm2().model
+    theirs = their_llama(ours.config)
+    theirs.load_state_dict(llama_weights(ours))
+    return theirs.eval().to(device)
+
+
+def their_writing(device: torch.device, tokens: int, **options: Any) -> Side:
+    """Write so many tokens after the prompt by their ``generate``; greedily, unless told else."""
+    model, ids = their_smollm2(device), prompt(device)
+    options = {"do_sample": False, **options}
+
+    def run() -> Tensor:
+        torch.manual_seed(0)  # in a process of its own
+        written: Tensor = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            **options,
+        )
+        return written[:, ids.shape[1] :]
+
+    return run

@@ -1,13 +1,12 @@
 """SmolLM2 writing with a sampler, by beams, and ahead of itself."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks._pair import Pair, Side
-from benchmarks.pairs._peers import NEEDS, llama_weights, quiet, their_llama
+from benchmarks.pairs._peers import NEEDS, prompt, their_writing
 from companion import data
 from companion.core import generator
 from companion.generation.decoding import Pipeline, PromptLookup, Speculative, beam_search
@@ -17,13 +16,8 @@ WRITTEN, BEAMS = 48, 4
 TEMPERATURE, MASS = 0.8, 0.95
 
 
-def _prompt(device: torch.device) -> Tensor:
-    ids = data.smollm2().tokenizer.encode("The history of Paris begins").ids
-    return torch.tensor([ids], device=device)
-
-
 def _sample_ours(device: torch.device) -> Side:
-    model, ids = smollm2(device=device).model, _prompt(device)
+    model, ids = smollm2(device=device).model, prompt(device)
     warp = Pipeline(temperature=TEMPERATURE, top_p=MASS)
 
     def run() -> Tensor:
@@ -33,42 +27,18 @@ def _sample_ours(device: torch.device) -> Side:
     return run
 
 
-def _theirs(device: torch.device, **options: Any) -> Side:
-    """Their ``generate`` with our weights, for a fixed number of tokens."""
-    quiet()
-    ours = smollm2().model
-    model = their_llama(ours.config)
-    model.load_state_dict(llama_weights(ours))
-    model = model.eval().to(device)
-    ids = _prompt(device)
-    mask = torch.ones_like(ids)
-
-    def run() -> Tensor:
-        torch.manual_seed(0)  # in a process of its own
-        written: Tensor = model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=WRITTEN,
-            min_new_tokens=WRITTEN,
-            top_k=0 if options.get("do_sample") else None,
-            **options,
-        )
-        return written[:, ids.shape[1] :]
-
-    return run
-
-
 def _sample_theirs(device: torch.device) -> Side:
-    return _theirs(device, do_sample=True, temperature=TEMPERATURE, top_p=MASS)
+    options = {"do_sample": True, "temperature": TEMPERATURE, "top_k": 0, "top_p": MASS}
+    return their_writing(device, WRITTEN, **options)
 
 
 def _beam_ours(device: torch.device) -> Side:
-    model, ids = smollm2(device=device).model, _prompt(device)
+    model, ids = smollm2(device=device).model, prompt(device)
     return lambda: beam_search(model, ids, tokens=WRITTEN, beams=BEAMS).ids[:, 0]
 
 
 def _beam_theirs(device: torch.device) -> Side:
-    return _theirs(device, do_sample=False, num_beams=BEAMS)
+    return their_writing(device, WRITTEN, num_beams=BEAMS)
 
 
 def _article(device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._pair import Pair, Side, close
-from benchmarks.pairs._peers import NEEDS, llama_weights, quiet, their_llama
+from benchmarks.pairs._peers import NEEDS, prompt, quiet, their_smollm2, their_writing
 from companion import data
 from companion.models import generate, minilm, smollm2
 
@@ -67,20 +67,8 @@ def _embed_theirs(device: torch.device) -> Side:
     return embed
 
 
-def _their_smollm2(device: torch.device) -> Any:
-    ours = smollm2().model
-    theirs = their_llama(ours.config)
-    theirs.load_state_dict(llama_weights(ours))
-    return theirs.eval().to(device)
-
-
 def _long(device: torch.device) -> Tensor:
     ids = smollm2().tokenizer.encode(data.shakespeare()[20000:24000]).ids[:512]
-    return torch.tensor([ids], device=device)
-
-
-def _prompt(device: torch.device) -> Tensor:
-    ids = data.smollm2().tokenizer.encode("The history of Paris begins").ids
     return torch.tensor([ids], device=device)
 
 
@@ -95,7 +83,7 @@ def _prefill_ours(device: torch.device) -> Side:
 
 
 def _prefill_theirs(device: torch.device) -> Side:
-    model, ids = _their_smollm2(device), _long(device)
+    model, ids = their_smollm2(device), _long(device)
 
     def run() -> Tensor:
         with torch.inference_mode():
@@ -107,25 +95,12 @@ def _prefill_theirs(device: torch.device) -> Side:
 
 def decode_ours(device: torch.device) -> Side:
     """Write some tokens with the companion's model."""
-    model, ids = smollm2(device=device).model, _prompt(device)
+    model, ids = smollm2(device=device).model, prompt(device)
     return lambda: generate(model, ids, tokens=WRITTEN)
 
 
 def _decode_theirs(device: torch.device) -> Side:
-    model, ids = _their_smollm2(device), _prompt(device)
-    mask = torch.ones_like(ids)
-
-    def run() -> Tensor:
-        written: Tensor = model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=WRITTEN,
-            min_new_tokens=WRITTEN,
-            do_sample=False,
-        )
-        return written[:, ids.shape[1] :]
-
-    return run
+    return their_writing(device, WRITTEN)
 
 
 def _products(device: torch.device) -> Side:

@@ -4,24 +4,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks._pair import Pair, Side
-from benchmarks.pairs._peers import NEEDS, llama_weights, quiet, their_llama
-from companion import data
+from benchmarks.pairs._peers import NEEDS, prompt, their_writing
 from companion.efficiency.quantization import quantize, smollm2_q4_1
 from companion.models import generate, smollm2
 
 WRITTEN = 24
 
 
-def _prompt(device: torch.device) -> Tensor:
-    ids = data.smollm2().tokenizer.encode("The history of Paris begins").ids
-    return torch.tensor([ids], device=device)
-
-
 def _writing(model: Any, device: torch.device) -> Side:
-    ids = _prompt(device)
+    ids = prompt(device)
     return lambda: generate(model, ids, tokens=WRITTEN)
 
 
@@ -38,25 +31,7 @@ def _four(device: torch.device) -> Side:
 
 
 def _theirs(device: torch.device) -> Side:
-    quiet()
-    ours = smollm2().model
-    model = their_llama(ours.config)
-    model.load_state_dict(llama_weights(ours))
-    model = model.eval().to(device)
-    ids = _prompt(device)
-    mask = torch.ones_like(ids)
-
-    def run() -> Tensor:
-        written: Tensor = model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=WRITTEN,
-            min_new_tokens=WRITTEN,
-            do_sample=False,
-        )
-        return written[:, ids.shape[1] :]
-
-    return run
+    return their_writing(device, WRITTEN)
 
 
 def _first_word(ours: Any, theirs: Any) -> None:

@@ -46,7 +46,8 @@ def joined(tables: list[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         rows = {row["name"]: row for row in [*runs[-1]["pairs"], *table["pairs"]]}
         minutes = runs[-1]["minutes"] + table["minutes"]
-        runs[-1] = runs[-1] | {"pairs": list(rows.values()), "minutes": minutes}
+        later = sorted({*runs[-1].get("later", ()), *(row["name"] for row in table["pairs"])})
+        runs[-1] = runs[-1] | {"pairs": list(rows.values()), "minutes": minutes, "later": later}
     return runs
 
 

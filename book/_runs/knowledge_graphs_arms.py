@@ -18,7 +18,7 @@ from companion import data
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _store import store
-from knowledge_graphs_pykeen import Graph, fit, mrr_by_ours, mrr_by_theirs
+from knowledge_graphs_pykeen import Graph, judged
 
 ARMS = {"no penalty": ("DistMult", "ComplEx"), "in halves": ("TransE", "DistMult", "ComplEx")}
 
@@ -38,22 +38,11 @@ def main(argv: list[str] | None = None) -> None:
     trained: list[dict[str, Any]] = []
     for name in asked.graphs:
         graph = Graph(name)
-        others = (graph.train, graph.valid)
         for arm, kind in ((arm, kind) for arm, kinds in ARMS.items() for kind in kinds):
             margin = other["chosen"][name][kind]["margin"]
+            how = {"dim": asked.dim, "epochs": asked.epochs, "margin": margin}
             for seed in range(asked.seeds):
-                how = {"dim": asked.dim, "epochs": asked.epochs, "margin": margin, "seed": seed}
-                model, peer = fit(graph, kind, arm, **how)
-                row = {
-                    "graph": name,
-                    "model": kind,
-                    "arm": arm,
-                    "seed": seed,
-                    "mrr": mrr_by_ours(graph, model, graph.test, *others),
-                    "by_pykeen": mrr_by_theirs(peer, graph.test, *others),
-                }
-                trained.append(row)
-                print(*row.values(), flush=True)
+                trained.append(judged(graph, kind, arm, seed=seed, **how))
     results = {"dim": asked.dim, "epochs": asked.epochs, "trained": trained}
     store("knowledge_graphs_arms", results, seed=0, seconds=time.perf_counter() - begin)
 

@@ -265,6 +265,22 @@ def fit(
     return AsOurs(other), other
 
 
+def judged(graph: Graph, kind: str, arm: str, *, seed: int, **how: Any) -> dict[str, Any]:
+    """Train one model, and let both evaluators rank the test facts by it."""
+    model, other = fit(graph, kind, arm, seed=seed, **how)
+    others = (graph.train, graph.valid)
+    row = {
+        "graph": graph.name,
+        "model": kind,
+        "arm": arm,
+        "seed": seed,
+        "mrr": mrr_by_ours(graph, model, graph.test, *others),
+        "by_pykeen": mrr_by_theirs(other, graph.test, *others),
+    }
+    print(*row.values(), flush=True)
+    return row
+
+
 def choose(graph: Graph, kind: str, *, dim: int, epochs: int) -> dict[str, Any]:
     """The margin that is best on the validation facts, on average over the two libraries."""
     tried = []
@@ -301,25 +317,14 @@ def main(argv: list[str] | None = None) -> None:
     }
     for name in asked.graphs:
         graph = Graph(name)
-        others = (graph.train, graph.valid)
         for kind in MODELS:
             chosen = choose(graph, kind, **how)
             results["chosen"].setdefault(name, {})[kind] = chosen
             print(name, kind, chosen, f"{time.perf_counter() - begin:.0f} s", flush=True)
             for seed in range(asked.seeds):
                 for arm in ARMS:
-                    settings = {**how, "margin": chosen["margin"], "seed": seed}
-                    model, other = fit(graph, kind, arm, **settings)
-                    row = {
-                        "graph": name,
-                        "model": kind,
-                        "arm": arm,
-                        "seed": seed,
-                        "mrr": mrr_by_ours(graph, model, graph.test, *others),
-                        "by_pykeen": mrr_by_theirs(other, graph.test, *others),
-                    }
-                    results["trained"].append(row)
-                    print(*row.values(), flush=True)
+                    settings = {**how, "margin": chosen["margin"]}
+                    results["trained"].append(judged(graph, kind, arm, seed=seed, **settings))
     store("knowledge_graphs_pykeen", results, seed=0, seconds=time.perf_counter() - begin)
 
 
