@@ -61,6 +61,7 @@ class Graph:
     """A knowledge graph as both libraries want it."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         facts = data.knowledge_graph(name)
         self.train, self.valid, self.test = facts.train, facts.valid, facts.test
         self.sizes = {"entities": len(facts.entities), "relations": len(facts.relations)}
