@@ -1,0 +1,184 @@
+"""Each number that a function checks is refused just outside its domain, in its own example.
+
+The domains stand in ``domains.json``, beside the source and not made from it: a check that is
+taken out, or moved, no longer agrees with the table. The example in the docstring is the call that
+works; with the one argument replaced it must end in an error that names the argument.
+"""
+
+import ast
+import doctest
+import inspect
+import json
+import math
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from companion.core import Checkpoints
+from companion.frontiers.reinforcement import value_loss
+from companion.trust.debiasing import permutation_test
+from companion.trust.interpretability import integrated_gradients
+
+from .public import callables, numbers
+
+FUNCTIONS = callables()
+TABLE = Path(__file__).with_name("domains.json")
+DOMAINS: dict[str, dict[str, list[float]]] = json.loads(TABLE.read_text(encoding="utf-8"))
+
+ROWS = numbers(2, 3)
+#: What is checked only beside another argument, or has an example of another shape.
+CALLS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("Checkpoints", "every"): lambda **one: Checkpoints("folder", model=torch.nn.ReLU(), **one),
+    ("Checkpoints", "keep"): lambda **one: Checkpoints("folder", model=torch.nn.ReLU(), **one),
+    ("integrated_gradients", "nodes"): lambda **one: integrated_gradients(
+        torch.sum, ROWS[0], tolerance=0.1, **one
+    ),
+    ("integrated_gradients", "tolerance"): lambda **one: integrated_gradients(
+        torch.sum, ROWS[0], **one
+    ),
+    ("permutation_test", "draws"): lambda **one: permutation_test(
+        numbers(30), numbers(30, seed=1), generator=torch.Generator().manual_seed(0), **one
+    ),
+    ("value_loss", "clip"): lambda **one: value_loss(
+        ROWS, ROWS + 1, ROWS < 9, old_values=ROWS, **one
+    ),
+}
+
+
+def bodies(thing: Any) -> Iterator[Any]:
+    """The functions in which a function, or the constructor of a class, checks its arguments."""
+    if not inspect.isclass(thing):
+        yield inspect.unwrap(getattr(thing, "__func__", thing))
+        return
+    # What a dataclass writes for itself has no source, and checks nothing.
+    written = ("__post_init__",) if is_dataclass(thing) else ("__init__", "__post_init__")
+    for name in written:
+        if inspect.isfunction(vars(thing).get(name)):
+            yield vars(thing)[name]
+
+
+def outside(call: ast.Call) -> list[float]:
+    """Numbers just outside what a check allows; none where its ends are no plain numbers."""
+    given = {k.arg: k.value for k in call.keywords}
+    ends = {}
+    for name, value in given.items():
+        try:
+            ends[name] = ast.literal_eval(value)
+        except ValueError:
+            continue
+    found: list[float] = []
+    if getattr(call.func, "id", "") == "check_count":
+        low = ends.get("low", None if "low" in given else 1)
+        if low is not None:
+            found.append(low - 1)
+        if ends.get("high") is not None:
+            found.append(ends["high"] + 1)
+        return found
+    if "low" in ends:
+        found.append(ends["low"] if ends.get("open_low") else ends["low"] - 1)
+    if "high" in ends:
+        found.append(ends["high"] if ends.get("open_high") else ends["high"] + 1)
+    real = any(isinstance(end, float) for end in (ends.get("low"), ends.get("high")))
+    return [*found, math.nan] if real else found
+
+
+def checked(thing: Any) -> dict[str, list[float]]:
+    """The arguments whose range is checked, each with numbers that must be refused."""
+    found = {}
+    for body in bodies(thing):
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(body)))):
+            if not (isinstance(node, ast.Call) and len(node.args) == 2):
+                continue
+            if getattr(node.func, "id", "") not in ("check_count", "check_in_range"):
+                continue
+            said, value = node.args
+            name = getattr(value, "id", getattr(value, "attr", None))
+            own = getattr(said, "value", "") == name in inspect.signature(thing).parameters
+            if own and (wrong := outside(node)):
+                found[str(name)] = wrong
+    return found
+
+
+def examples(name: str) -> list[tuple[ast.Module, list[ast.Call]]]:
+    """The statements of an example, each with its calls of the function."""
+    short, found = name.rsplit(".")[-1], []
+    for example in doctest.DocTestParser().get_examples(inspect.getdoc(FUNCTIONS[name]) or ""):
+        if example.exc_msg is not None:
+            continue
+        tree = ast.parse(example.source)
+        calls = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+            and getattr(node.func, "attr", getattr(node.func, "id", "")) == short
+        ]
+        found.append((tree, calls))
+    return found
+
+
+def replace(call: ast.Call, thing: Any, parameter: str, value: float) -> None:
+    """Put a number in the place of an argument of a call."""
+    number = ast.parse(f"float('{value}')" if math.isnan(value) else repr(value), mode="eval").body
+    for keyword in call.keywords:
+        if keyword.arg == parameter:
+            keyword.value = number
+            return
+    names = [name for name in inspect.signature(thing).parameters if name != "self"]
+    place = names.index(parameter)
+    if place < len(call.args):
+        call.args[place] = number
+    else:
+        call.keywords.append(ast.keyword(parameter, number))
+
+
+def found_by_looking() -> dict[str, dict[str, list[float]]]:
+    """The domains in the source, of what has an example that calls it."""
+    return {
+        name: domains
+        for name, thing in sorted(FUNCTIONS.items())
+        if any(calls for _, calls in examples(name)) and (domains := checked(thing))
+    }
+
+
+CASES = [
+    (name, parameter, value)
+    for name, domains in DOMAINS.items()
+    for parameter, values in domains.items()
+    for value in values
+]
+
+
+def test_the_table_is_what_the_library_checks() -> None:
+    # Compared as text: NaN is not equal to itself.
+    ours = {name: json.dumps(domains) for name, domains in DOMAINS.items()}
+    found = {name: json.dumps(domains) for name, domains in found_by_looking().items()}
+    lines = [f'"{k}": {v},' for k, v in found.items() if ours.get(k) != v]
+    lines += [f"no longer checked: {k} {ours[k]}" for k in ours if k not in found]
+    assert not lines, "\n".join(["domains.json differs; found:", *lines])
+
+
+@pytest.mark.parametrize(("name", "parameter", "value"), CASES)
+def test_a_number_outside_its_domain_is_refused(name: str, parameter: str, value: float) -> None:
+    said = rf"\b{parameter} must "
+    if call := CALLS.get((name, parameter)):
+        with pytest.raises(ValueError, match=said):
+            call(**{parameter: value})
+        return
+    thing = FUNCTIONS[name]
+    world = dict(vars(sys.modules[inspect.unwrap(thing).__module__]))
+    with torch.random.fork_rng(devices=[]):
+        for tree, calls in examples(name):
+            if calls:
+                replace(calls[0], thing, parameter, value)
+                code = compile(ast.fix_missing_locations(tree), name, "exec")
+                with pytest.raises(ValueError, match=said):
+                    exec(code, world)
+                return
+            exec(compile(tree, name, "exec"), world)
+    raise AssertionError(f"the example of {name} does not call it")
