@@ -24,7 +24,7 @@ from torch import Tensor
 
 from companion.core import generator
 from companion.generation import control as co
-from companion.models import TextDecoder, generate, sample, smollm2
+from companion.models import History, TextDecoder, generate, sample, smollm2
 from companion.transformer.block import Decoder, TransformerConfig
 
 END = 2
@@ -796,6 +796,19 @@ def test_looking_ahead_and_rejection_draw_from_the_conditional_and_masks_do_not(
     assert abs(float(mass.mean()) - whole) < 4 * error
 
 
+def test_the_mass_of_a_constraint_is_that_of_float32_logits() -> None:
+    index = co.TokenIndex.from_regex("(a|b){1,3}b", CHAIN, stop=[0])
+    logits = torch.tensor([[0.3, -1.7, 2.1, 0.9]])
+    history = History(torch.tensor([[1]]), 1, None, torch.zeros(1, dtype=torch.bool))
+    masses = []
+    for dtype in (torch.bfloat16, torch.float64):
+        masks = co.Constraint(index)
+        masks(logits.bfloat16().to(dtype), history)
+        assert masks.log_mass is not None
+        masses.append(masks.log_mass.double())
+    torch.testing.assert_close(*masses, rtol=1e-6, atol=1e-6)
+
+
 def test_rejection_needs_a_token_that_ends_a_text(own_checks: None) -> None:
     model: Any = Chain()
     index = co.TokenIndex.from_regex("ab", CHAIN, stop=[0])
@@ -892,8 +905,6 @@ def test_a_constraint_follows_rows_that_change_their_places() -> None:
 
 
 def test_another_pick_that_breaks_the_constraint_is_told(own_checks: None) -> None:
-    from companion.models import History
-
     index = co.TokenIndex.from_regex("(yes|no)", letters(), stop=[0])
     constraint = co.Constraint(index, tokens=9)
     wrong = History(torch.tensor([[1 + ord("q")]]), 0, None, torch.zeros(1, dtype=torch.bool))

@@ -9,6 +9,7 @@ import torch
 
 from companion.foundations.cross_entropy import cross_entropy, logsumexp, softmax
 from companion.verify import VerificationError, bound, equal, expectation, generic
+from companion.verify._compare import relative_error
 from companion.verify._independence import same_program
 
 
@@ -529,3 +530,10 @@ class TestExpectation:
             self.check(0.5, resolution=0.9)
         with pytest.raises(ValueError, match="need z >= 3"):
             self.check(0.5, z=1.0)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_one_entry_that_is_no_number_is_an_infinite_error(wrong: float) -> None:
+    right = torch.tensor([1.0, 2.0])
+    assert relative_error(torch.tensor([1.0, wrong]), right) == float("inf")
+    assert relative_error(right, torch.tensor([1.0, wrong])) == float("inf")
