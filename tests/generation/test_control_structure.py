@@ -796,7 +796,7 @@ def test_looking_ahead_and_rejection_draw_from_the_conditional_and_masks_do_not(
     assert abs(float(mass.mean()) - whole) < 4 * error
 
 
-def test_the_mass_of_a_constraint_is_that_of_float32_logits() -> None:
+def test_the_mass_of_a_constraint_is_taken_in_float32_at_least() -> None:
     index = co.TokenIndex.from_regex("(a|b){1,3}b", CHAIN, stop=[0])
     logits = torch.tensor([[0.3, -1.7, 2.1, 0.9]])
     history = History(torch.tensor([[1]]), 1, None, torch.zeros(1, dtype=torch.bool))

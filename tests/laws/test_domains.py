@@ -2,9 +2,10 @@
 
 Plain numbers just beyond their ends, NaN among numbers that must be finite, negative ids.
 
-The domains stand in ``domains.json``, beside the source and not made from it: a check that is
-taken out, or moved, no longer agrees with the table. The example in the docstring is the call that
-works; with the one argument spoiled it must end in an error that names the argument.
+The domains stand in ``domains.json`` and are compared with the source: whoever takes a check out or
+moves its ends must change the table too. The example in the docstring is the call that works; with
+one number replaced it must end in an error that names it, with one tensor spoiled in an error that
+says what its entries must be.
 """
 
 import ast
@@ -107,14 +108,20 @@ def checked(name: str) -> dict[str, list[float | str]]:
             argument = str(getattr(value, "id", getattr(value, "attr", None)))
             if argument not in inspect.signature(thing).parameters:
                 continue
-            if isinstance(said, ast.Constant) and (wrong := outside(node)):
-                # A tensor can be spoiled only where the example has one.
-                calls = [call for _, calls in examples(name) for call in calls][:1]
-                if isinstance(wrong[0], str) and not any(given(c, thing, argument) for c in calls):
-                    continue
-                if argument == said.value or isinstance(wrong[0], str):
-                    found.setdefault(argument, []).extend(w for w in wrong)
+            if not (isinstance(said, ast.Constant) and (wrong := outside(node))):
+                continue
+            if isinstance(wrong[0], str):  # a tensor can be spoiled only where the example has one
+                known = given(first_call(name), thing, argument) is not None
+            else:
+                known = said.value == argument
+            if known:
+                found.setdefault(argument, []).extend(wrong)
     return found
+
+
+def first_call(name: str) -> ast.Call:
+    """The call of a function that its example makes first."""
+    return next(call for _, calls in examples(name) for call in calls)
 
 
 def examples(name: str) -> list[tuple[ast.Module, list[ast.Call]]]:
